@@ -1,0 +1,81 @@
+package network
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+
+	"golang.org/x/sys/unix"
+)
+
+// ErrMissing is what errors.Is finds in an error that says that this machine, or this user, lacks something that the
+// network needs. The error itself is a [*MissingError].
+var ErrMissing = errors.New("not available on this machine")
+
+// A MissingError names what is lacking and what to do about it.
+type MissingError struct {
+	What string // what is lacking, as "the bridge driver"
+	Do   string // what brings it, as an imperative
+	Err  error  // what the kernel said
+}
+
+func (e *MissingError) Error() string {
+	return fmt.Sprintf("%s is missing (%v): %s", e.What, e.Err, e.Do)
+}
+
+func (e *MissingError) Unwrap() error { return e.Err }
+
+func (e *MissingError) Is(target error) bool { return target == ErrMissing }
+
+// Probe finds out whether Create and AddTap would work here, by doing both and throwing the result away (about 20 ms,
+// most of it the kernel's). The error is a *MissingError where something can be done about it.
+func Probe(ctx context.Context) error {
+	n, err := Create(ctx, NewPlan("probe"))
+	if err != nil {
+		return err
+	}
+	defer n.Close()
+	_, err = n.AddTap(0)
+	return err
+}
+
+func namespaceError(err error) error {
+	switch {
+	case errors.Is(err, unix.EPERM):
+		return missingPrivilege(err)
+	case errors.Is(err, unix.EINVAL), errors.Is(err, unix.ENOSYS):
+		return &MissingError{"support for network namespaces", "use a kernel with CONFIG_NET_NS", err}
+	case errors.Is(err, unix.ENOSPC):
+		return &MissingError{"room for one more network namespace", "raise /proc/sys/user/max_net_namespaces", err}
+	}
+	return err
+}
+
+func bridgeError(err error) error {
+	switch {
+	case errors.Is(err, unix.EOPNOTSUPP):
+		return &MissingError{"the bridge driver", "run: modprobe bridge", err}
+	case errors.Is(err, unix.EPERM):
+		return missingPrivilege(err)
+	}
+	return err
+}
+
+func tunError(err error) error {
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return &MissingError{"/dev/net/tun", "run: modprobe tun; in a container, pass --device /dev/net/tun", err}
+	case errors.Is(err, unix.ENODEV), errors.Is(err, unix.ENXIO):
+		return &MissingError{"the tun driver", "run: modprobe tun", err}
+	case errors.Is(err, unix.EACCES):
+		return &MissingError{"access to /dev/net/tun", "run as root; in a container, allow the device", err}
+	case errors.Is(err, unix.EPERM):
+		return missingPrivilege(err)
+	}
+	return err
+}
+
+func missingPrivilege(err error) error {
+	return &MissingError{"the right to make networks", "run as root, with CAP_SYS_ADMIN and CAP_NET_ADMIN", err}
+}
