@@ -1,0 +1,90 @@
+# make demo and make test do all of their own set-up on a Debian machine that has Go: packages,
+# build, examples. The other targets do one thing each.
+
+PREFIX  ?= /usr/local
+DESTDIR ?=
+
+# Go's own answer or its one-line complaint; see the target check-go.
+GO      := $(shell .ci/go 2>/dev/null)
+VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+MPICC   ?= mpicc.mpich
+CFLAGS  ?= -O2 -Wall -Wextra
+
+# The product is static; only the race detector needs C.
+export CGO_ENABLED = 0
+
+# The program and its tests make namespaces, taps and mounts. Where the user is not
+# root, only what has to be is run by root: the build cache stays the user's own.
+SUDO     := $(shell [ "$$(id -u)" = 0 ] || echo sudo -E)
+AS_ROOT  := $(if $(SUDO),-exec '$(SUDO)')
+
+PRELOADS := $(patsubst %.c,%.so,$(wildcard vmfork/guest/preload/*.c))
+EXAMPLES := $(patsubst examples/%.c,bin/examples/%,$(wildcard examples/*.c))
+
+# Tests of the whole product run it as a user would, so the detector would see nothing of it.
+RACED     = $$($(GO) list ./... | grep -v '/e2e$$')
+
+.PHONY: build examples demo test test-all test-go test-race lint bench-launch install clean deps check-go
+.NOTPARALLEL:
+
+build: check-go $(PRELOADS)
+	$(GO) build -trimpath -ldflags "-X main.version=$(VERSION)" -o bin/mpirun-sf ./mpirun-sf
+
+check-go:
+	@.ci/go >/dev/null
+
+# Goes into the guest with the binary, which embeds it.
+vmfork/guest/preload/%.so: vmfork/guest/preload/%.c
+	$(CC) -shared -fPIC $(CFLAGS) -o $@ $<
+
+examples: $(EXAMPLES)
+
+bin/examples/%: examples/%.c
+	@mkdir -p $(@D)
+	$(MPICC) $(CFLAGS) -o $@ $<
+
+# The one example that must not be linked with MPI.
+bin/examples/nompi: examples/nompi.c
+	@mkdir -p $(@D)
+	$(CC) $(CFLAGS) -o $@ $<
+
+demo: deps
+	@$(MAKE) --no-print-directory build examples
+	$(SUDO) bin/mpirun-sf -np 4 bin/examples/pi 1000000
+
+# Everything, also what needs QEMU and root; and nothing may be left on the machine afterwards.
+test: deps
+	@$(MAKE) --no-print-directory build examples
+	.ci/leftovers $(MAKE) --no-print-directory test-all
+
+# The same without the set-up before it and the look around after it.
+test-all: lint test-race test-go
+
+# One package at a time: the clones of a test want the cores for themselves.
+test-go: check-go $(PRELOADS)
+	$(GO) test $(AS_ROOT) -count=1 -p 1 -timeout 25m ./...
+
+test-race: check-go $(PRELOADS)
+	CGO_ENABLED=1 $(GO) test $(AS_ROOT) -race -count=1 -p 1 -timeout 10m $(RACED)
+
+lint: check-go $(PRELOADS)
+	@for script in .ci/*; do bash -n $$script || exit; done
+	@out=$$("$$($(GO) env GOROOT)/bin/gofmt" -l .) && [ -z "$$out" ] || \
+		{ echo "mpirun-sf: not formatted (gofmt -w):" $$out >&2; exit 1; }
+	$(GO) vet ./...
+	$(GO) tool staticcheck ./...
+
+# ARGS go to the benchmark.
+bench-launch: deps
+	@$(MAKE) --no-print-directory build examples
+	$(GO) run $(AS_ROOT) ./benchmarks/launch $(ARGS)
+
+install:
+	install -D -m 755 bin/mpirun-sf $(DESTDIR)$(PREFIX)/bin/mpirun-sf
+	install -D -m 644 docs/mpirun-sf.1 $(DESTDIR)$(PREFIX)/share/man/man1/mpirun-sf.1
+
+clean:
+	rm -rf bin $(PRELOADS)
+
+deps:
+	@.ci/deps
