@@ -3,9 +3,9 @@
  *
  *     mpirun-sf -np 2 bin/examples/sleep [SECONDS]    default: 10
  *
- * Send the launcher SIGINT, SIGTERM, SIGQUIT or SIGUSR1 meanwhile: it hands them
- * on to the ranks. These only report the signal and sleep on, so a second
- * Ctrl-C shows how the launcher ends a job that does not listen.
+ * Send the launcher SIGINT, SIGTERM or SIGQUIT meanwhile: it hands them on to
+ * the ranks. These only report the signal (SIGUSR1 too) and sleep on, so a
+ * second Ctrl-C shows how the launcher ends a job that does not listen.
  *
  * Prints, per rank:  rank R of N sleeps S seconds
  *                    rank R of N got SIGNAL           for each signal
