@@ -1,0 +1,434 @@
+package pmi
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"sync"
+	"time"
+)
+
+// Events are a Server's reports to the launcher. Any may be nil. They are called by the Serve of the rank's proxy, one
+// after another for each clone, without locks held: they may call the Server, and must not wait, since the clone's ranks
+// wait meanwhile.
+type Events struct {
+	// Abort: the rank called MPI_Abort with this exit code. The rank ends by itself; ending the others is the launcher's part.
+	Abort func(rank, exitcode int, message string)
+	// Protocol: the rank sent something malformed, oversized or unsupported. Its connection is closed by the proxy where
+	// going on makes no sense; that it is shows in Closed.
+	Protocol func(rank int, err error)
+	// Init: the rank sent init.
+	Init func(rank int)
+	// Finalize: the rank sent finalize.
+	Finalize func(rank int)
+	// Closed: the rank's connection is closed and its state will not change any more.
+	Closed func(rank int, s State)
+}
+
+// Server holds the state of one process group in the launcher. Make one with NewServer, and call Serve for each clone.
+type Server struct {
+	group  Group
+	events Events
+
+	mu         sync.Mutex
+	ranks      []rankRecord
+	kvs        map[string]string
+	fresh      batch              // entries new since the last barrier
+	peers      map[*peer]struct{} // whose queues may be written to
+	generation uint64             // barriers completed
+	entered    int                // ranks in the barrier
+}
+
+// rankRecord is what the server knows of a rank.
+type rankRecord struct {
+	peer   *peer // the proxy that serves it; nil before Serve
+	state  State
+	gone   bool
+	closed chan struct{} // closed with gone
+}
+
+// peer is the proxy at the other end of one Serve.
+type peer struct {
+	conn    io.ReadWriteCloser
+	ranks   []int
+	open    int  // ranks whose connection is not closed yet
+	entered bool // all its ranks are in the barrier
+	quota   *quota
+	out     chan []byte // frames to write; nobody waits to put one in
+	err     error       // the first thing that went wrong
+}
+
+// NewServer makes the server of a process group. A group that Validate finds fault with is reported by Serve.
+func NewServer(g Group, ev Events) *Server {
+	s := &Server{
+		group:  g,
+		events: ev,
+		kvs:    map[string]string{},
+		peers:  map[*peer]struct{}{},
+	}
+	if g.Validate() != nil {
+		return s
+	}
+	s.ranks = make([]rankRecord, g.Size)
+	for i := range s.ranks {
+		s.ranks[i].closed = make(chan struct{})
+	}
+	if g.Mapping != "" {
+		s.kvs[mappingKey] = g.Mapping
+	}
+	return s
+}
+
+// Serve speaks with the proxy of one clone, which serves these ranks, until all their connections are closed (nil), ctx
+// ends, or the stream breaks or carries nonsense. It closes conn. The ranks' states stay; a rank whose connection was still
+// open counts as closed from then on, see WaitClosed.
+func (s *Server) Serve(ctx context.Context, conn io.ReadWriteCloser, ranks []int) error {
+	defer conn.Close()
+	p, err := s.join(conn, ranks)
+	if err != nil {
+		return fmt.Errorf("serve PMI: %w", err)
+	}
+	defer s.leave(p)
+	stop := context.AfterFunc(ctx, func() {
+		s.fail(p, fmt.Errorf("%w while %s", context.Cause(ctx), s.waitingFor(p)))
+	})
+	defer stop()
+
+	written := make(chan struct{})
+	go func() {
+		defer close(written)
+		s.write(p)
+	}()
+	err = s.converse(bufio.NewReader(conn), p)
+	if errors.Is(err, io.EOF) {
+		err = fmt.Errorf("the agent closed the stream while %s", s.waitingFor(p))
+	}
+	if err != nil {
+		s.fail(p, err)
+	}
+	s.retire(p)
+	<-written
+
+	if err := s.failure(p); err != nil {
+		return fmt.Errorf("serve PMI for ranks %s: %w", formatRanks(p.ranks), err)
+	}
+	return nil
+}
+
+// RankState says how far a rank has come. A program that ended can be a moment ahead of this; WaitClosed is exact.
+func (s *Server) RankState(rank int) State {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if rank < 0 || rank >= len(s.ranks) {
+		return NotStarted
+	}
+	return s.ranks[rank].state
+}
+
+// WaitClosed waits until the rank's connection is closed, or its clone's stream is lost, and returns its final state. Ask
+// it when the rank's exit status has come by another way: the exit may overtake the finalize that came before it. A
+// process that the rank left behind holds the connection open, so give ctx a deadline.
+func (s *Server) WaitClosed(ctx context.Context, rank int) (State, error) {
+	if rank < 0 || rank >= len(s.ranks) {
+		return NotStarted, fmt.Errorf("wait for PMI of rank %d: the group has %d ranks", rank, len(s.ranks))
+	}
+	select {
+	case <-s.ranks[rank].closed:
+		return s.RankState(rank), nil
+	case <-ctx.Done():
+		state := s.RankState(rank)
+		return state, fmt.Errorf("wait for rank %d (%s) to close its PMI connection: %w", rank, state, context.Cause(ctx))
+	}
+}
+
+// join claims the ranks for a new peer.
+func (s *Server) join(conn io.ReadWriteCloser, ranks []int) (*peer, error) {
+	if err := s.group.Validate(); err != nil {
+		return nil, err
+	}
+	if err := checkRanks(ranks, s.group.Size); err != nil {
+		return nil, err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, r := range ranks {
+		if s.ranks[r].peer != nil {
+			return nil, fmt.Errorf("rank %d is already served", r)
+		}
+	}
+	p := &peer{
+		conn:  conn,
+		ranks: slices.Clone(ranks),
+		open:  len(ranks),
+		quota: newQuota(rankQuota * len(ranks)),
+		// A rank asks one thing at a time, and beside that there can be the welcome, one barrier and the goodbye. Whoever
+		// fills this queue asks without reading the answers.
+		out: make(chan []byte, len(ranks)+3),
+	}
+	for _, r := range ranks {
+		s.ranks[r].peer = p
+	}
+	s.peers[p] = struct{}{}
+	return p, nil
+}
+
+// leave marks what is left of the peer's ranks as closed.
+func (s *Server) leave(p *peer) {
+	s.mu.Lock()
+	var late []int
+	for _, r := range p.ranks {
+		if !s.ranks[r].gone {
+			s.ranks[r].gone = true
+			late = append(late, r)
+		}
+	}
+	s.mu.Unlock()
+	for _, r := range late {
+		s.reportClosed(r)
+	}
+}
+
+func (s *Server) reportClosed(rank int) {
+	if s.events.Closed != nil {
+		s.events.Closed(rank, s.RankState(rank))
+	}
+	close(s.ranks[rank].closed)
+}
+
+// converse reads the proxy's messages until the goodbye.
+func (s *Server) converse(r *bufio.Reader, p *peer) error {
+	m, err := readMessage(r)
+	if err != nil {
+		return err
+	}
+	if err := s.checkHello(m, p); err != nil {
+		s.send(p, appendFrame(nil, message{kind: kindRefuse, text: err.Error()}))
+		// Serve's error path would cut the refusal off; the proxy hangs up when it has read it.
+		select {
+		case <-hungUp(r):
+		case <-time.After(refusalTime):
+		}
+		return err
+	}
+	s.send(p, appendFrame(nil, message{kind: kindWelcome, version: protocolVersion}))
+	for {
+		m, err := readMessage(r)
+		if err != nil {
+			return err
+		}
+		done, err := s.handle(m, p)
+		if err == nil {
+			err = s.failure(p)
+		}
+		if done || err != nil {
+			return err
+		}
+	}
+}
+
+// refusalTime is how long a refused proxy is given to read why.
+const refusalTime = 5 * time.Second
+
+// hungUp is closed when nothing more comes from r.
+func hungUp(r *bufio.Reader) <-chan struct{} {
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		_, _ = readMessage(r)
+	}()
+	return done
+}
+
+func (s *Server) checkHello(m message, p *peer) error {
+	switch {
+	case m.kind != kindHello:
+		return fmt.Errorf("the agent began with a %s message instead of hello", m.kind)
+	case m.version != protocolVersion:
+		return fmt.Errorf("the agent speaks version %d of the PMI proxy protocol, this launcher version %d; rebuild the guest image",
+			m.version, protocolVersion)
+	case m.name != s.group.KVSName || m.size != s.group.Size:
+		return fmt.Errorf("the agent serves group %s of %d ranks, expected %s of %d", m.name, m.size, s.group.KVSName, s.group.Size)
+	case !slices.Equal(m.ranks, p.ranks):
+		return fmt.Errorf("the agent serves ranks %s, expected %s", formatRanks(m.ranks), formatRanks(p.ranks))
+	}
+	return nil
+}
+
+// handle does what one message asks for; done is true after the goodbye.
+func (s *Server) handle(m message, p *peer) (done bool, err error) {
+	switch m.kind {
+	case kindPut:
+		return false, s.put(p, m.entries)
+	case kindBarrierIn:
+		return false, s.barrierIn(p, m.generation, m.entries)
+	case kindInit, kindFinalize, kindClosed, kindAbort, kindFault, kindGet:
+	default:
+		return false, fmt.Errorf("the agent sent a %s message, which is not its to send", m.kind)
+	}
+
+	s.mu.Lock()
+	if m.rank >= len(s.ranks) || s.ranks[m.rank].peer != p || s.ranks[m.rank].gone {
+		s.mu.Unlock()
+		return false, fmt.Errorf("the agent sent %s for rank %d, which is not its own or is closed", m.kind, m.rank)
+	}
+	rank := &s.ranks[m.rank]
+	switch m.kind {
+	case kindInit:
+		rank.state = Initialized
+	case kindFinalize:
+		rank.state = Finalized
+	case kindClosed:
+		rank.gone = true
+		p.open--
+		done = p.open == 0
+	case kindGet:
+		value, found := s.kvs[m.key]
+		s.enqueue(p, appendFrame(nil, message{kind: kindValue, rank: m.rank, found: found, value: value}))
+	}
+	s.mu.Unlock()
+
+	switch ev := s.events; {
+	case m.kind == kindInit && ev.Init != nil:
+		ev.Init(m.rank)
+	case m.kind == kindFinalize && ev.Finalize != nil:
+		ev.Finalize(m.rank)
+	case m.kind == kindAbort && ev.Abort != nil:
+		ev.Abort(m.rank, m.code, printable(m.text))
+	case m.kind == kindFault && ev.Protocol != nil:
+		ev.Protocol(m.rank, errors.New(printable(m.text)))
+	case m.kind == kindClosed:
+		s.reportClosed(m.rank)
+	}
+	if done {
+		s.send(p, appendFrame(nil, message{kind: kindBye}))
+	}
+	return done, nil
+}
+
+// put takes entries into the KVS.
+func (s *Server) put(p *peer, entries []entry) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, e := range entries {
+		if err := p.quota.take(e); err != nil {
+			return fmt.Errorf("the agent of ranks %s: %w", formatRanks(p.ranks), err)
+		}
+		s.kvs[e.key] = e.value
+		s.fresh.put(e)
+	}
+	return nil
+}
+
+// barrierIn notes that all ranks of a proxy are in the barrier, and lets everybody out when they are the last.
+func (s *Server) barrierIn(p *peer, generation uint64, entries []entry) error {
+	if err := s.put(p, entries); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if p.entered || generation != s.generation {
+		return fmt.Errorf("the agent of ranks %s entered barrier %d out of turn", formatRanks(p.ranks), generation)
+	}
+	p.entered = true
+	if s.entered += len(p.ranks); s.entered < s.group.Size {
+		return nil
+	}
+	// Everybody gets the same frames, its own puts among them: that settles which value stays where two proxies put one
+	// key, and a group of a thousand clones costs one encoding instead of a thousand.
+	frames := appendEntries(nil, message{kind: kindBarrierOut, generation: s.generation}, s.fresh.take())
+	for q := range s.peers {
+		s.enqueue(q, frames)
+		q.entered = false
+	}
+	s.generation++
+	s.entered = 0
+	return nil
+}
+
+// send queues frames for a peer.
+func (s *Server) send(p *peer, frames []byte) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.enqueue(p, frames)
+}
+
+// enqueue is send with s.mu held. It never waits: one slow clone must not hold up the others' barrier.
+func (s *Server) enqueue(p *peer, frames []byte) {
+	select {
+	case p.out <- frames:
+	default:
+		s.failLocked(p, fmt.Errorf("the agent of ranks %s asks without reading the answers", formatRanks(p.ranks)))
+	}
+}
+
+// retire ends the peer's queue: what is in it is still written.
+func (s *Server) retire(p *peer) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.peers, p)
+	close(p.out)
+}
+
+// fail notes why the peer's stream has to end, and ends it.
+func (s *Server) fail(p *peer, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.failLocked(p, err)
+}
+
+func (s *Server) failLocked(p *peer, err error) {
+	if p.err == nil {
+		p.err = err
+		go interrupt(p.conn) // not here: closing may wait, and s.mu is held
+	}
+}
+
+// failure is what fail noted.
+func (s *Server) failure(p *peer) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return p.err
+}
+
+// write sends what is queued for the peer, until the queue ends or the stream does.
+func (s *Server) write(p *peer) {
+	for frames := range p.out {
+		if _, err := p.conn.Write(frames); err != nil {
+			s.fail(p, fmt.Errorf("write to the agent: %w", err))
+			return
+		}
+	}
+}
+
+// waitingFor says what the peer's ranks were doing, for errors.
+func (s *Server) waitingFor(p *peer) string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var open, missing []int
+	for _, r := range p.ranks {
+		if !s.ranks[r].gone {
+			open = append(open, r)
+		}
+	}
+	if !p.entered {
+		return fmt.Sprintf("ranks %s were connected", formatRanks(open))
+	}
+	for r := range s.ranks {
+		if q := s.ranks[r].peer; q == nil || !q.entered {
+			missing = append(missing, r)
+		}
+	}
+	return fmt.Sprintf("ranks %s waited in barrier %d for ranks %s", formatRanks(open), s.generation, formatRanks(missing))
+}
+
+// interrupt makes reads and writes on conn return. Closing alone does not do it for every stream (yamux goes on reading
+// after its own Close), so the deadline goes first where there is one.
+func interrupt(conn io.ReadWriteCloser) {
+	if d, ok := conn.(interface{ SetDeadline(time.Time) error }); ok {
+		_ = d.SetDeadline(time.Unix(1, 0))
+	}
+	_ = conn.Close()
+}
