@@ -52,7 +52,7 @@ func (q request) number(key string) (int, error) {
 // takesRest lists the fields whose value is the rest of the line: they are the last of their command, and may hold
 // anything, " x=" included.
 func takesRest(key string) bool {
-	return key == "value" || key == "port" || key == "message"
+	return key == "value" || key == "port" || key == "message" || key == "error_msg"
 }
 
 // parseLine parses one line, without its newline. A value ends where " key=" begins, so values may hold spaces.

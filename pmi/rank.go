@@ -110,13 +110,16 @@ func (c *conversation) read() {
 	}
 }
 
-// abort goes upstream at once and has no answer: the rank exits by itself. An abort is never lost to bad syntax.
+// abort goes upstream at once and has no answer: the rank waits to be killed. An abort is never lost to bad syntax.
 func (c *conversation) abort(q request) error {
 	code, err := q.number("exitcode")
 	if err != nil {
 		code = 1
 	}
-	text, _ := q.get("message")
+	text, given := q.get("message")
+	if !given {
+		text, _ = q.get("error_msg") // Flux's client
+	}
 	return c.proxy.send(message{kind: kindAbort, rank: c.slot.rank, code: code, text: text})
 }
 

@@ -15,7 +15,8 @@ import (
 // after another for each clone, without locks held: they may call the Server, and must not wait, since the clone's ranks
 // wait meanwhile.
 type Events struct {
-	// Abort: the rank called MPI_Abort with this exit code. The rank ends by itself; ending the others is the launcher's part.
+	// Abort: the rank called MPI_Abort with this exit code. The launcher must end the job, this rank included: MPICH's
+	// MPI_Abort waits for an answer that no process manager sends, until it is killed.
 	Abort func(rank, exitcode int, message string)
 	// Protocol: the rank sent something malformed, oversized or unsupported. Its connection is closed by the proxy where
 	// going on makes no sense; that it is shows in Closed.
@@ -397,7 +398,7 @@ func (s *Server) failure(p *peer) error {
 func (s *Server) write(p *peer) {
 	for frames := range p.out {
 		if _, err := p.conn.Write(frames); err != nil {
-			s.fail(p, fmt.Errorf("write to the agent: %w", err))
+			s.fail(p, fmt.Errorf("write to the agent while %s: %w", s.waitingFor(p), err))
 			return
 		}
 	}

@@ -117,11 +117,11 @@ func TestAbort(t *testing.T) {
 	j.ranks[3].send("cmd=barrier_in")
 	j.ranks[2].send("cmd=abort exitcode=7 message=out of \x1b[31mluck=1")
 	j.ranks[3].send("cmd=abort exitcode=-1") // another thread of a rank that is in the barrier
-	j.ranks[1].send("cmd=abort")
+	j.ranks[1].send("cmd=abort error_msg=enough")
 	waitFor(t, "three aborts", func() bool { return len(j.seen("abort")) == 3 })
 	got := j.seen("abort")
 	slices.Sort(got)
-	want := []string{`abort 1 1 ""`, `abort 2 7 "out of ?[31mluck=1"`, `abort 3 -1 ""`}
+	want := []string{`abort 1 1 "enough"`, `abort 2 7 "out of ?[31mluck=1"`, `abort 3 -1 ""`}
 	if !slices.Equal(got, want) {
 		t.Errorf("events %q, want %q", got, want)
 	}
