@@ -1,0 +1,36 @@
+// Package memtap gives clones their memory on demand (section 3.3 of the SnowFlock paper), and their disks. It is a FUSE
+// server with one flat directory. A memory file is the frozen RAM of the parent, which every clone maps privately; a
+// disk file is a clone's own, with a writable slice on top.
+//
+// # The way of a page
+//
+//  1. A virtual CPU touches a page of a clone for the first time. The hypervisor's process has mapped the memory file
+//     with MAP_PRIVATE, so this is a page fault in the host's kernel.
+//  2. Another clone on this host may have read the page before: the files are immutable, so the kernel keeps their pages
+//     (FOPEN_KEEP_CACHE), maps this one and is done. Memtap does not hear of it.
+//  3. Otherwise the kernel sends a READ for the page and for its neighbours within the window (Options.Window): one
+//     fetch for several faults, if neighbours are wanted, and bytes for nothing if they are not.
+//  4. filesystem.Read asks the image. Blocks that are zero in the parent are answered at once (3.4); for the others the
+//     slices are read and every block's checksum is verified.
+//  5. The kernel wakes the virtual CPU. If it was a write, the kernel now copies the page for this clone alone.
+//
+// A block that fails its checksum, or a memtap that is dead, is EIO: SIGBUS for the hypervisor, never a hang. Tap.Err
+// keeps the reason.
+//
+// # A clone's disk
+//
+// Disk files bypass the page cache (FOPEN_DIRECT_IO): the guest has one of its own. A whole block that is written is
+// not fetched (3.6). Since the disk vanishes with its clone, flushes do nothing.
+//
+// # Rules for callers
+//
+// Never map or open a file of a mount in the process that serves it: a fault there can wait for a goroutine that has no
+// thread to run on. A clone's balloon punches holes into the memory file as pages are reported free. This succeeds and
+// changes nothing; the kernel drops the range from its cache, so it is read again if another clone wants it.
+//
+// # Locking
+//
+// Tap's methods may be called from any goroutine. The filesystem's lock guards its two tables and is never held over a
+// read of an image or a message to the kernel, because the kernel may hold its own locks while it waits for us. Counters
+// are atomic. Images lock for themselves.
+package memtap

@@ -1,0 +1,330 @@
+package memtap
+
+import (
+	"fmt"
+	"maps"
+	"os"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
+
+	"github.com/mpirun-sf/mpirun-sf/vmfork/slice"
+)
+
+// forever is how long the kernel may trust names and attributes. Nothing changes behind its back, but for Remove, which
+// tells it.
+const forever = 365 * 24 * time.Hour
+
+// filesystem answers the kernel. It stands on go-fuse's raw interface: with one directory and no file that is ever
+// created, renamed or linked through the mount, the tree of nodes of its fs package would only lie between a fault and
+// its page.
+type filesystem struct {
+	fuse.RawFileSystem // ENOSYS for all else
+
+	mounted time.Time
+	server  *fuse.Server // set by Init, before the first request
+
+	mu    sync.RWMutex
+	names map[string]*file
+	nodes map[uint64]*file // also removed files that the kernel still holds
+	last  uint64           // node id given last; none is given twice
+}
+
+// file is one image under its name.
+type file struct {
+	name   string
+	node   uint64
+	image  *slice.Image
+	memory bool // never changes, may be cached and shared; a disk file otherwise
+
+	lookups uint64 // the kernel's references; guarded by filesystem.mu
+	removed bool   // guarded by filesystem.mu
+
+	counters
+	err atomic.Pointer[error]
+}
+
+func newFilesystem() *filesystem {
+	return &filesystem{
+		RawFileSystem: fuse.NewDefaultRawFileSystem(),
+		mounted:       time.Now(),
+		names:         make(map[string]*file),
+		nodes:         make(map[uint64]*file),
+		last:          fuse.FUSE_ROOT_ID,
+	}
+}
+
+func (fs *filesystem) String() string { return "memtap" }
+
+// Init keeps the way back to the kernel.
+func (fs *filesystem) Init(server *fuse.Server) { fs.server = server }
+
+func (fs *filesystem) byNode(node uint64) *file {
+	fs.mu.RLock()
+	defer fs.mu.RUnlock()
+	return fs.nodes[node]
+}
+
+func (fs *filesystem) byName(name string) *file {
+	fs.mu.RLock()
+	defer fs.mu.RUnlock()
+	return fs.names[name]
+}
+
+// add makes a file appear.
+func (fs *filesystem) add(name string, image *slice.Image, memory bool) error {
+	fs.mu.Lock()
+	defer fs.mu.Unlock()
+	if fs.names[name] != nil {
+		return fmt.Errorf("the name is taken")
+	}
+	fs.last++
+	f := &file{name: name, node: fs.last, image: image, memory: memory}
+	fs.names[name], fs.nodes[f.node] = f, f
+	return nil
+}
+
+// remove makes a file disappear. Who has it open goes on reading it; it is dropped when the kernel forgets it.
+func (fs *filesystem) remove(name string) *file {
+	fs.mu.Lock()
+	defer fs.mu.Unlock()
+	f := fs.names[name]
+	if f == nil {
+		return nil
+	}
+	delete(fs.names, name)
+	f.removed = true
+	if f.lookups == 0 {
+		delete(fs.nodes, f.node)
+	}
+	return f
+}
+
+// Names and attributes.
+
+// Lookup finds a file by its name.
+func (fs *filesystem) Lookup(_ <-chan struct{}, header *fuse.InHeader, name string, out *fuse.EntryOut) fuse.Status {
+	fs.mu.Lock()
+	defer fs.mu.Unlock()
+	f := fs.names[name]
+	if f == nil || header.NodeId != fuse.FUSE_ROOT_ID {
+		return fuse.ENOENT // not remembered by the kernel: the file may come yet
+	}
+	f.lookups++
+	out.NodeId, out.Generation = f.node, 1
+	out.SetEntryTimeout(forever)
+	out.SetAttrTimeout(forever)
+	fs.attr(&out.Attr, f)
+	return fuse.OK
+}
+
+// Forget drops references that Lookup gave.
+func (fs *filesystem) Forget(node, lookups uint64) {
+	fs.mu.Lock()
+	defer fs.mu.Unlock()
+	f := fs.nodes[node]
+	if f == nil {
+		return
+	}
+	f.lookups -= min(lookups, f.lookups)
+	if f.removed && f.lookups == 0 {
+		delete(fs.nodes, node)
+	}
+}
+
+// attr fills in the attributes of a file, or of the directory for nil.
+func (fs *filesystem) attr(out *fuse.Attr, f *file) {
+	*out = fuse.Attr{Ino: fuse.FUSE_ROOT_ID, Mode: unix.S_IFDIR | 0o700, Nlink: 2, Blksize: slice.BlockSize}
+	if f != nil {
+		out.Ino, out.Mode, out.Nlink = f.node, unix.S_IFREG|0o600, 1
+		out.Size = uint64(f.image.Size())
+		out.Blocks = (out.Size + 511) / 512
+	}
+	out.Uid, out.Gid = uint32(os.Geteuid()), uint32(os.Getegid())
+	out.SetTimes(&fs.mounted, &fs.mounted, &fs.mounted)
+}
+
+func (fs *filesystem) attrOut(node uint64, out *fuse.AttrOut) fuse.Status {
+	f := fs.byNode(node)
+	if f == nil && node != fuse.FUSE_ROOT_ID {
+		return fuse.Status(unix.ESTALE)
+	}
+	fs.attr(&out.Attr, f)
+	out.SetTimeout(forever)
+	return fuse.OK
+}
+
+// GetAttr returns the attributes of a file or of the directory.
+func (fs *filesystem) GetAttr(_ <-chan struct{}, in *fuse.GetAttrIn, out *fuse.AttrOut) fuse.Status {
+	return fs.attrOut(in.NodeId, out)
+}
+
+// SetAttr changes nothing, and says so only where it would be a lie: hypervisors truncate their memory file to the size
+// that it has.
+func (fs *filesystem) SetAttr(_ <-chan struct{}, in *fuse.SetAttrIn, out *fuse.AttrOut) fuse.Status {
+	if size, ok := in.GetSize(); ok {
+		if f := fs.byNode(in.NodeId); f != nil && size != uint64(f.image.Size()) {
+			return fuse.EINVAL
+		}
+	}
+	return fs.attrOut(in.NodeId, out)
+}
+
+// StatFs says that nothing is free.
+func (fs *filesystem) StatFs(_ <-chan struct{}, _ *fuse.InHeader, out *fuse.StatfsOut) fuse.Status {
+	fs.mu.RLock()
+	defer fs.mu.RUnlock()
+	*out = fuse.StatfsOut{Bsize: slice.BlockSize, Frsize: slice.BlockSize, NameLen: maxName, Files: uint64(len(fs.names))}
+	for _, f := range fs.names {
+		out.Blocks += uint64(f.image.Size()+slice.BlockSize-1) / slice.BlockSize
+	}
+	return fuse.OK
+}
+
+// OpenDir lets the directory be listed.
+func (fs *filesystem) OpenDir(<-chan struct{}, *fuse.OpenIn, *fuse.OpenOut) fuse.Status {
+	return fuse.OK
+}
+
+// ReadDir lists the directory.
+func (fs *filesystem) ReadDir(_ <-chan struct{}, in *fuse.ReadIn, out *fuse.DirEntryList) fuse.Status {
+	fs.mu.RLock()
+	defer fs.mu.RUnlock()
+	for i, name := range slices.Sorted(maps.Keys(fs.names)) {
+		if uint64(i) < in.Offset {
+			continue
+		}
+		if !out.AddDirEntry(fuse.DirEntry{Name: name, Ino: fs.names[name].node, Mode: unix.S_IFREG}) {
+			break // full; the kernel comes again
+		}
+	}
+	return fuse.OK
+}
+
+// Contents.
+
+// Open takes O_RDWR also for memory, since that is how hypervisors open the file that they then map privately.
+func (fs *filesystem) Open(_ <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse.Status {
+	switch f := fs.byNode(in.NodeId); {
+	case f == nil:
+		return fuse.Status(unix.ESTALE)
+	case f.memory:
+		out.OpenFlags = fuse.FOPEN_KEEP_CACHE
+	default:
+		out.OpenFlags = fuse.FOPEN_DIRECT_IO | fuse.FOPEN_PARALLEL_DIRECT_WRITES
+	}
+	return fuse.OK
+}
+
+// Read is a fault's, or a disk's, way to its data.
+func (fs *filesystem) Read(_ <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.ReadResult, fuse.Status) {
+	start := time.Now()
+	f := fs.byNode(in.NodeId)
+	if f == nil {
+		return nil, fuse.Status(unix.ESTALE)
+	}
+	off, n := f.clip(in.Offset, uint64(len(buf)))
+	stat, err := f.image.ReadStat(buf[:n], off)
+	f.reads.Add(1)
+	f.blocks(stat)
+	f.latency[bucket(time.Since(start))].Add(1)
+	if err != nil {
+		// All of it or nothing: the kernel takes a short answer for the end of the file, and fills up with zeros.
+		return nil, f.fail(fmt.Errorf("read %d bytes at %d: %w", n, off, err))
+	}
+	f.served.Add(n)
+	answer := answers.Get().(*answer)
+	answer.data = buf[:n]
+	return answer, fuse.OK
+}
+
+// Write goes to a disk's own slice. Memory is not written: the kernel has changed its cached page before it asked, and
+// other clones may have that page mapped, so it is told to read it again. It does so once it has this answer, hence the
+// goroutine.
+func (fs *filesystem) Write(_ <-chan struct{}, in *fuse.WriteIn, data []byte) (uint32, fuse.Status) {
+	f := fs.byNode(in.NodeId)
+	if f == nil {
+		return 0, fuse.Status(unix.ESTALE)
+	}
+	if f.memory || !f.image.Writable() {
+		f.refused.Add(1)
+		if f.memory {
+			go fs.server.InodeNotify(f.node, int64(in.Offset), int64(in.Size))
+		}
+		return 0, fuse.EROFS
+	}
+	off, n := f.clip(in.Offset, uint64(len(data)))
+	if n < int64(len(data)) {
+		return 0, fuse.Status(unix.ENOSPC) // as at the end of a disk
+	}
+	stat, err := f.image.WriteStat(data, off)
+	f.writes.Add(1)
+	f.blocks(stat)
+	if err != nil {
+		return 0, f.fail(fmt.Errorf("write %d bytes at %d: %w", n, off, err))
+	}
+	f.written.Add(n)
+	return uint32(n), fuse.OK
+}
+
+// Fallocate is free page reporting in a clone, for memory: the page's contents do not matter to it any more, but they do
+// to the other clones. For a disk it is a trim.
+func (fs *filesystem) Fallocate(_ <-chan struct{}, in *fuse.FallocateIn) fuse.Status {
+	f := fs.byNode(in.NodeId)
+	if f == nil {
+		return fuse.Status(unix.ESTALE)
+	}
+	off, n := f.clip(in.Offset, in.Length)
+	if uint64(n) < in.Length && in.Mode&unix.FALLOC_FL_KEEP_SIZE == 0 {
+		return fuse.EINVAL // it would grow
+	}
+	if in.Mode&(unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_ZERO_RANGE) == 0 {
+		return fuse.OK // space for what is there already
+	}
+	f.punches.Add(1)
+	if f.memory {
+		return fuse.OK
+	}
+	stat, err := f.image.Discard(off, n)
+	f.blocks(stat)
+	if err != nil {
+		return f.fail(fmt.Errorf("discard %d bytes at %d: %w", n, off, err))
+	}
+	return fuse.OK
+}
+
+// Flush, at each close, has nothing to do.
+func (fs *filesystem) Flush(<-chan struct{}, *fuse.FlushIn) fuse.Status { return fuse.OK }
+
+// Fsync has nothing to do: memory is never written, and a clone's disk vanishes with it.
+func (fs *filesystem) Fsync(<-chan struct{}, *fuse.FsyncIn) fuse.Status { return fuse.OK }
+
+// clip cuts a range to the part of it inside the file.
+func (f *file) clip(off, n uint64) (int64, int64) {
+	size := uint64(f.image.Size())
+	off = min(off, size)
+	return int64(off), int64(min(n, size-off))
+}
+
+// fail counts an error and keeps the first. The guest sees EIO.
+func (f *file) fail(err error) fuse.Status {
+	f.errors.Add(1)
+	err = fmt.Errorf("%s: %w", f.name, err)
+	f.err.CompareAndSwap(nil, &err)
+	return fuse.EIO
+}
+
+// answer hands the kernel's own buffer back. Answers are reused, so that a read allocates nothing.
+type answer struct{ data []byte }
+
+var answers = sync.Pool{New: func() any { return new(answer) }}
+
+var _ = (fuse.ReadResult)((*answer)(nil))
+
+func (a *answer) Bytes([]byte) ([]byte, fuse.Status) { return a.data, fuse.OK }
+func (a *answer) Size() int                          { return len(a.data) }
+func (a *answer) Done()                              { a.data = nil; answers.Put(a) }
