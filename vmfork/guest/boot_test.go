@@ -1,0 +1,79 @@
+package guest
+
+import (
+	"bytes"
+	"context"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+// The image boots: modules load in the order given, the devices appear, the root
+// mounts, and in it the shell runs and an MPICH program finds all that it needs.
+func TestImageBoots(t *testing.T) {
+	qemu := need(t, "qemu-system-x86_64", "qemu-system-x86")
+	prog := hello(t)
+	dir := t.TempDir()
+	cmd := write(t, filepath.Join(dir, "command"), "set -e\n"+
+		"export LD_PRELOAD="+UCXProgressPath+" \n"+
+		prog+"\n", 0o644)
+	// What a share brings in a real job is part of the root here.
+	spec := Spec{Program: prog, Agent: testAgent(t), Kernel: testKernel(t), Include: []string{prog, cmd}}
+	cache := &Cache{Dir: filepath.Join(dir, "cache")}
+	img, err := Build(t.Context(), cache, spec, func(s string) { t.Log(s) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer img.Release()
+	t.Logf("image of %d MB made in %v", img.Used>>20, img.Took)
+	// The init looks for the command at a fixed place.
+	need(t, "debugfs", "e2fsprogs")
+	command(t, need(t, "debugfs", "e2fsprogs"), "-w", "-R", "write "+cmd+" command", img.Root)
+
+	for _, machine := range []string{"q35", "microvm"} {
+		t.Run(machine, func(t *testing.T) {
+			suffix := "-pci"
+			if strings.HasPrefix(machine, "microvm") {
+				suffix = "-device"
+			}
+			out := bootGuest(t, qemu, machine, suffix, img)
+			for _, want := range []string{"GUEST OK", "hello from 0 of 1"} {
+				if !strings.Contains(out, want) {
+					t.Errorf("the guest did not say %q:\n%s", want, out)
+				}
+			}
+		})
+	}
+}
+
+func bootGuest(t *testing.T, qemu, machine, suffix string, img *Image) string {
+	ctx, cancel := context.WithTimeout(t.Context(), 60*time.Second)
+	defer cancel()
+	start := time.Now()
+	cmd := exec.CommandContext(ctx, qemu, "-M", machine, "-accel", "tcg", "-cpu", "max", "-m", "512",
+		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-serial", "stdio",
+		"-kernel", img.Kernel, "-initrd", img.Initramfs, "-append", "console=ttyS0 quiet panic=-1",
+		"-drive", "file="+img.Root+",format=raw,if=none,id=root,snapshot=on",
+		"-device", "virtio-blk"+suffix+",drive=root",
+		"-netdev", "hubport,hubid=0,id=net", "-device", "virtio-net"+suffix+",netdev=net",
+		"-device", "virtio-serial"+suffix, "-device", "virtserialport,name=test",
+		"-device", "virtio-balloon"+suffix,
+	)
+	cmd.Env = append(os.Environ(), "TMPDIR="+t.TempDir())
+	var out bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &out
+	err := cmd.Run()
+	t.Logf("guest ran %v", time.Since(start).Round(time.Millisecond))
+	if err != nil {
+		t.Fatalf("guest did not turn itself off within 60 s: %v\n%s", err, out.String())
+	}
+	for _, line := range strings.Split(out.String(), "\n") {
+		if strings.HasPrefix(line, "uptime") || strings.HasPrefix(line, "GUEST") {
+			t.Log(strings.TrimSpace(line))
+		}
+	}
+	return out.String()
+}

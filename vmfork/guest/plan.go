@@ -1,0 +1,175 @@
+package guest
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"slices"
+)
+
+const (
+	// formatVersion is part of every key; it changes with anything in this package
+	// that makes an image differ.
+	formatVersion = 1
+
+	// AgentPath is where the agent is in the root.
+	AgentPath = "/usr/bin/mpirun-sf"
+
+	// UCXProgressPath is where the preload of [UCXProgress] is in the root, if
+	// the program needs it.
+	UCXProgressPath = "/usr/lib/mpirun-sf/ucx-progress.so"
+
+	// DefaultFree is the space that a root has left for what runs in it.
+	DefaultFree = 256 << 20
+)
+
+// A Spec says what a guest image is for.
+type Spec struct {
+	Program     string // path of the program whose closure the root holds; "" for none
+	LibraryPath string // LD_LIBRARY_PATH that it runs with
+	Agent       string // static binary that is the guest's init
+	User        User
+	Include     []string // more programs and files of this machine, absolute; programs bring their closure
+	Free        int64    // bytes to leave free in the root; 0 is DefaultFree
+	Kernel      *Kernel  // nil: what FindKernel finds
+}
+
+// A plan is the root file system before it is one.
+type plan struct {
+	files *Files // the program's; nil without one
+	tree  tree   // of this machine
+	made  []made
+	agent string // path on this machine
+	free  int64
+}
+
+// newPlan works out what goes into the root.
+func newPlan(spec Spec) (*plan, error) {
+	if err := spec.User.check(); err != nil {
+		return nil, err
+	}
+	if err := checkAgent(spec.Agent); err != nil {
+		return nil, err
+	}
+	p := &plan{tree: tree{}, made: skeleton(spec.User), agent: spec.Agent, free: spec.Free}
+	if p.free == 0 {
+		p.free = DefaultFree
+	}
+	if p.free < 0 {
+		return nil, fmt.Errorf("plan root: %d bytes of free space are less than none", p.free)
+	}
+	l := newLinker(spec.LibraryPath)
+	if spec.Program != "" {
+		files, err := Closure(spec.Program, spec.LibraryPath)
+		if err != nil {
+			return nil, err
+		}
+		p.files = files
+		for _, f := range files.Files {
+			p.tree[f.Path] = f
+		}
+		if files.UCX {
+			b, err := UCXProgress()
+			if err != nil {
+				return nil, err
+			}
+			p.made = append(p.made, made{path: UCXProgressPath, mode: 0o755, content: string(b)})
+		}
+	}
+	p.tree.addTopLinks()
+	// A shell for scripts and system(3). Busybox, if the machine has it, makes do
+	// for the commands that such a script expects.
+	for _, name := range []string{"/bin/sh", "/bin/busybox"} {
+		if _, err := os.Stat(name); errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err := l.addProgram(p.tree, name); err != nil {
+			return nil, fmt.Errorf("plan root: %w", err)
+		}
+	}
+	if _, err := p.tree.add("/etc/localtime"); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("plan root: %w", err)
+	}
+	for _, name := range spec.Include {
+		if _, err := readProgram(name); err == nil {
+			if err := l.addProgram(p.tree, name); err != nil {
+				return nil, fmt.Errorf("include %s: %w", name, err)
+			}
+		} else if _, err := p.tree.add(name); err != nil {
+			return nil, fmt.Errorf("include %s: %w", name, err)
+		}
+	}
+	// A file of the machine gives way to one that is made: nothing but the
+	// configuration of libraries is taken from /etc. A folder that is a link on
+	// this machine (/home → /data/home) stays one.
+	for i, m := range p.made {
+		if !m.dir {
+			delete(p.tree, m.path)
+		}
+		p.made[i].path = p.tree.real(m.path)
+	}
+	delete(p.tree, p.tree.real(AgentPath))
+	return p, nil
+}
+
+// key is the content that an image is made from, as hexadecimal SHA-256. Files of
+// the machine count by identity, size and time rather than by content: reading
+// 50 MB of libraries would take longer than the fork.
+func (p *plan) key(kernel *Kernel) (string, error) {
+	h := sha256.New()
+	if err := hashBoot(h, p.agent, kernel); err != nil {
+		return "", err
+	}
+	for _, f := range p.tree.files() {
+		fmt.Fprintf(h, "file %q %q %o %d %d %d\n", f.Path, f.Link, f.Mode, f.Size, f.ModTime.UnixNano(), f.Inode)
+	}
+	for _, m := range p.made {
+		fmt.Fprintf(h, "made %q %o %t %d %d %q %q\n", m.path, m.mode, m.dir, m.uid, m.gid, m.link, m.content)
+	}
+	fmt.Fprintf(h, "free %d\n", p.free)
+	// The cache of libraries is made from it, so are the libraries' places.
+	for _, d := range ldConf("/etc/ld.so.conf") {
+		fmt.Fprintf(h, "lib %q\n", d)
+	}
+	return hex.EncodeToString(h.Sum(nil)), nil
+}
+
+// hashBoot writes what the initramfs is made from.
+func hashBoot(h io.Writer, agent string, kernel *Kernel) error {
+	f, err := os.Open(agent)
+	if err != nil {
+		return fmt.Errorf("hash agent: %w", err)
+	}
+	defer f.Close()
+	ah := sha256.New()
+	if _, err := io.Copy(ah, f); err != nil {
+		return fmt.Errorf("hash agent: %w", err)
+	}
+	k, err := os.Stat(kernel.Path)
+	if err != nil {
+		return fmt.Errorf("hash kernel: %w", err)
+	}
+	names := make([]string, 0, len(kernel.Modules))
+	for _, m := range kernel.Modules {
+		names = append(names, m.Name)
+	}
+	fmt.Fprintf(h, "guest image %d\nagent %x\nkernel %q %d %d\nmodules %q\n", formatVersion, ah.Sum(nil), kernel.Release, k.Size(), k.ModTime().UnixNano(), names)
+	return nil
+}
+
+// libraries are the paths of the shared objects, for the manifest.
+func (p *plan) libraries() []string {
+	var out []string
+	if p.files != nil {
+		for _, f := range p.files.Files {
+			if f.Link == "" {
+				out = append(out, f.Path)
+			}
+		}
+	}
+	return slices.Clip(out)
+}
