@@ -1,0 +1,102 @@
+// Package hypervisor says what VM fork needs of a hypervisor, and nothing more.
+//
+// # What a driver does
+//
+// A fork needs four things (paper section 3.2): start a machine, suspend it
+// to the state that is not RAM, make a machine from such a state over a given
+// RAM, and kill it. RAM itself never goes through a driver: it is a file, and
+// who fills that file (a booting guest, or memtap) is not the driver's matter.
+//
+//  1. [Driver.Boot] starts a guest whose RAM is a shared mapping of
+//     [Config.MemoryPath]: what the guest writes is in the file.
+//  2. [VM.Suspend] stops its vCPUs and writes the device state. From then on
+//     the RAM file does not change: state and file belong to one instant.
+//  3. [Driver.Prepare] starts a hypervisor process of the same shape over a
+//     private mapping of a RAM file and leaves it waiting, so that process
+//     start is off the path of a fork.
+//  4. [VM.Restore] loads a device state into a prepared one and runs it.
+//  5. [VM.Kill] ends one; [VM.Done] tells that one has ended, and [VM.Err] why.
+//
+// # Locking
+//
+// A Driver may be used by many goroutines at once. The methods of one VM are
+// called one at a time, except Kill, Done, Err and CPUTime, which anyone may
+// call whenever they like.
+package hypervisor
+
+import (
+	"context"
+	"errors"
+	"net"
+	"os"
+	"time"
+)
+
+// ErrNotSupported is matched by the error of a probe that found this machine
+// to lack something.
+var ErrNotSupported = errors.New("not supported on this machine")
+
+// Shape is what two machines must have in common for the device state of one
+// to load into the other.
+type Shape struct {
+	VCPUs  int   `json:"vcpus"`
+	Memory int64 `json:"memory"` // bytes, a multiple of 1 MiB
+}
+
+// Kernel is what a guest boots from.
+type Kernel struct {
+	Image   string // path of a bzImage
+	Initrd  string // path of an initramfs
+	Cmdline string // without what the driver adds (console, clock)
+}
+
+// Config describes one machine to start.
+type Config struct {
+	Name string // a word for logs and process lists: "parent", "clone-3"
+	Dir  string // an existing folder for the console log, owned by the job
+	Shape
+
+	MemoryPath string // the RAM file, exactly Memory bytes long
+	DiskPath   string // a raw image, "" for no disk
+
+	Tap *os.File         // the host end of the network device, nil for no network
+	MAC net.HardwareAddr // address of the network device as the guest finds it at boot
+}
+
+// Driver starts machines on one kind of hypervisor.
+type Driver interface {
+	// Name is the hypervisor's name as it stands in descriptors: "qemu".
+	Name() string
+	// Version identifies all that a device state depends on besides the
+	// shape: version, accelerator, machine type. States load only into the
+	// same version.
+	Version() string
+	// Boot starts a guest from a kernel. It returns when the machine runs.
+	Boot(ctx context.Context, cfg Config, k Kernel) (VM, error)
+	// Prepare starts a machine that waits for Restore. It returns when the
+	// hypervisor is ready for it.
+	Prepare(ctx context.Context, cfg Config) (VM, error)
+}
+
+// VM is one machine.
+type VM interface {
+	// Suspend stops the vCPUs and returns the device state. The machine
+	// stays stopped; there is nothing to do with it but Kill.
+	Suspend(ctx context.Context) (state []byte, err error)
+	// Restore loads a device state into a machine that Prepare made. It
+	// returns when the vCPUs run. A state that does not load ends the
+	// machine, and the error says what the hypervisor said.
+	Restore(ctx context.Context, state []byte) error
+	// Channel is the host's end of the guest agent's serial port. The
+	// machine owns it: it closes with the machine.
+	Channel() net.Conn
+	// Kill ends the machine and waits until it is gone. Killing twice is
+	// no error.
+	Kill()
+	// Done is closed when the machine is gone.
+	Done() <-chan struct{}
+	// Err says why the machine is gone, nil while it is not and after Kill.
+	Err() error
+	// CPUTime is what the hypervisor's process has used so far.
+	CPUTime() (time.Duration, error)
+}

@@ -1,0 +1,168 @@
+package qemu
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strconv"
+
+	"github.com/mpirun-sf/mpirun-sf/vmfork/hypervisor"
+)
+
+// Binary is the QEMU that is looked for on PATH.
+const Binary = "qemu-system-x86_64"
+
+// Accel is how QEMU executes the guest's instructions.
+type Accel string
+
+// The accelerators: hardware, and QEMU's translator.
+const (
+	KVM Accel = "kvm"
+	TCG Accel = "tcg"
+)
+
+// Driver starts QEMU processes. It implements [hypervisor.Driver].
+type Driver struct {
+	Binary  string // absolute path
+	Accel   Accel
+	Release string // "7.2.22"
+}
+
+var _ hypervisor.Driver = (*Driver)(nil)
+
+// Find looks for QEMU on PATH and asks it for its version.
+func Find(ctx context.Context, accel Accel) (*Driver, error) {
+	path, err := exec.LookPath(Binary)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %s is not on PATH; install it: apt-get install qemu-system-x86", hypervisor.ErrNotSupported, Binary)
+	}
+	out, err := exec.CommandContext(ctx, path, "--version").Output()
+	if err != nil {
+		return nil, fmt.Errorf("ask %s for its version: %w", path, err)
+	}
+	release, err := parseVersion(string(out))
+	if err != nil {
+		return nil, fmt.Errorf("ask %s for its version: %w", path, err)
+	}
+	return &Driver{Binary: path, Accel: accel, Release: release}, nil
+}
+
+var versionLine = regexp.MustCompile(`(?m)^QEMU emulator version (\d+)\.(\d+)\.(\d+)`)
+
+// parseVersion reads the first line of qemu --version and refuses QEMU < 7.2.
+func parseVersion(out string) (string, error) {
+	m := versionLine.FindStringSubmatch(out)
+	if m == nil {
+		return "", fmt.Errorf("%.60q is not what QEMU prints", out)
+	}
+	major, err1 := strconv.Atoi(m[1])
+	minor, err2 := strconv.Atoi(m[2])
+	if err := errors.Join(err1, err2); err != nil {
+		return "", err
+	}
+	release := m[1] + "." + m[2] + "." + m[3]
+	if major < 7 || major == 7 && minor < 2 {
+		return "", fmt.Errorf("%w: QEMU %s is too old, 7.2 is the oldest that will do", hypervisor.ErrNotSupported, release)
+	}
+	return release, nil
+}
+
+// Name implements [hypervisor.Driver].
+func (d *Driver) Name() string { return "qemu" }
+
+// Version implements [hypervisor.Driver]. A TCG guest's clock is the host's
+// time stamp counter, so its rate is part of what a state depends on.
+func (d *Driver) Version() string {
+	v := fmt.Sprintf("QEMU %s microvm %s", d.Release, d.Accel)
+	if d.Accel == TCG {
+		v += fmt.Sprintf(" tsc=%dkHz", tscKHz())
+	}
+	return v
+}
+
+// Boot implements [hypervisor.Driver].
+func (d *Driver) Boot(ctx context.Context, cfg hypervisor.Config, k hypervisor.Kernel) (hypervisor.VM, error) {
+	args := append(d.args(cfg, "on"),
+		"-kernel", k.Image, "-initrd", k.Initrd,
+		"-append", d.cmdline(k.Cmdline))
+	v, err := start(ctx, d.Binary, cfg, args)
+	if err != nil {
+		return nil, err
+	}
+	return v, nil
+}
+
+// Prepare implements [hypervisor.Driver].
+func (d *Driver) Prepare(ctx context.Context, cfg hypervisor.Config) (hypervisor.VM, error) {
+	v, err := start(ctx, d.Binary, cfg, append(d.args(cfg, "off"), "-incoming", "defer"))
+	if err != nil {
+		return nil, err
+	}
+	return v, nil
+}
+
+// args is the machine: the same for a boot and for a clone, or states would
+// not load.
+func (d *Driver) args(cfg hypervisor.Config, share string) []string {
+	cpu, accel := "max", "tcg,thread=multi"
+	if d.Accel == KVM {
+		cpu, accel = "host", "kvm"
+	}
+	args := []string{
+		"-name", cfg.Name,
+		"-M", "microvm,memory-backend=ram,suppress-vmdesc=on,mem-merge=off",
+		"-accel", accel, "-cpu", cpu, "-smp", strconv.Itoa(cfg.VCPUs),
+		"-m", strconv.FormatInt(cfg.Memory>>20, 10),
+		"-object", fmt.Sprintf("memory-backend-file,id=ram,size=%d,mem-path=%s,share=%s", cfg.Memory, cfg.MemoryPath, share),
+		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
+		"-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
+		"-global", "migration.send-configuration=off",
+		"-global", "virtio-mmio.force-legacy=false",
+		"-chardev", fmt.Sprintf("socket,id=monitor,fd=%d", fdMonitor), "-mon", "chardev=monitor,mode=control",
+		"-serial", "file:" + filepath.Join(cfg.Dir, cfg.Name+".console"),
+		"-device", "virtio-serial-device",
+		"-chardev", fmt.Sprintf("socket,id=channel,fd=%d", fdChannel), "-device", "virtserialport,chardev=channel,name=" + PortName,
+		"-device", "virtio-balloon-device,free-page-reporting=on",
+	}
+	if cfg.DiskPath != "" {
+		// The page cache of a clone's disk is memtap's; and what a clone
+		// wrote vanishes with it, so nothing need ever be flushed.
+		args = append(args,
+			"-drive", "if=none,id=disk,format=raw,cache=unsafe,discard=unmap,file="+cfg.DiskPath,
+			"-device", "virtio-blk-device,drive=disk")
+	}
+	if cfg.Tap != nil {
+		args = append(args,
+			"-netdev", fmt.Sprintf("tap,id=net,fd=%d,vhost=off", fdTap),
+			"-device", "virtio-net-device,netdev=net,mac="+cfg.MAC.String())
+	}
+	return args
+}
+
+// PortName is the guest agent's serial port: /dev/virtio-ports/PortName.
+const PortName = "mpirun-sf"
+
+func (d *Driver) cmdline(own string) string {
+	// Reports of single free pages, not of 2 MB at the least: exactness is
+	// what they are for (paper section 3.4).
+	line := "console=ttyS0 quiet page_reporting.page_reporting_order=0 panic=-1 " + own
+	if d.Accel == TCG {
+		line += fmt.Sprintf(" tsc_early_khz=%d tsc=reliable", tscKHz())
+	}
+	return line
+}
+
+// ConsoleLog returns the end of what a machine's kernel printed, for errors.
+func ConsoleLog(cfg hypervisor.Config) string {
+	b, err := os.ReadFile(filepath.Join(cfg.Dir, cfg.Name+".console"))
+	if err != nil {
+		return ""
+	}
+	t := tailBuffer{}
+	t.Write(b)
+	return t.last()
+}

@@ -1,0 +1,151 @@
+package qemu
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"runtime"
+	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/mpirun-sf/mpirun-sf/vmfork/hypervisor"
+)
+
+// The probe's loop, and what it may take. Hardware runs a million iterations
+// in under a millisecond; a nested host that emulates instruction by
+// instruction was seen to take 0.65 s. The loop goes in rounds, so that the
+// slowest host is known for slow after a few milliseconds.
+const (
+	probeRounds = 10
+	probeLoop   = 30_000 // iterations a round
+	probeLimit  = 5 * time.Millisecond
+)
+
+// Probe says which accelerator to take. KVM counts only when it is fast: a
+// /dev/kvm that opens proves nothing. reason is nil when KVM is usable, and
+// else matches [hypervisor.ErrNotSupported] and says why it is not.
+func Probe(ctx context.Context) (accel Accel, reason error) {
+	took, err := probeKVM(ctx)
+	if err != nil {
+		return TCG, err
+	}
+	if took > probeLimit {
+		return TCG, fmt.Errorf("%w: KVM is not usable here (a probe loop took %.0f ms)", hypervisor.ErrNotSupported, took.Seconds()*1e3)
+	}
+	return KVM, nil
+}
+
+// probeKVM runs a long-mode loop in a throw-away VM with one page-table and
+// returns how long it took; it stops early once over the limit.
+func probeKVM(ctx context.Context) (time.Duration, error) {
+	dev, err := os.OpenFile("/dev/kvm", os.O_RDWR, 0)
+	if err != nil {
+		return 0, fmt.Errorf("%w: KVM is not usable here (%v)", hypervisor.ErrNotSupported, err)
+	}
+	defer dev.Close()
+	runtime.LockOSThread() // a vCPU belongs to a thread
+	defer runtime.UnlockOSThread()
+
+	ioctl := func(fd, request int, arg uintptr) (int, error) {
+		r, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), uintptr(request), arg)
+		if errno != 0 {
+			return 0, fmt.Errorf("%w: KVM is not usable here (ioctl %#x: %v)", hypervisor.ErrNotSupported, request, errno)
+		}
+		return int(r), nil
+	}
+	vm, err := ioctl(int(dev.Fd()), kvmCreateVM, 0)
+	if err != nil {
+		return 0, err
+	}
+	defer unix.Close(vm)
+	const size = 2 << 20
+	mem, err := unix.Mmap(-1, 0, size, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED|unix.MAP_ANONYMOUS)
+	if err != nil {
+		return 0, fmt.Errorf("map memory for the KVM probe: %w", err)
+	}
+	defer unix.Munmap(mem)
+	region := kvmMemoryRegion{Size: size, Address: uint64(uintptr(unsafe.Pointer(&mem[0])))}
+	if _, err := ioctl(vm, kvmSetUserMemoryRegion, uintptr(unsafe.Pointer(&region))); err != nil {
+		return 0, err
+	}
+	if _, err := ioctl(vm, kvmSetTSSAddr, 0xfffbd000); err != nil {
+		return 0, err
+	}
+	vcpu, err := ioctl(vm, kvmCreateVCPU, 0)
+	if err != nil {
+		return 0, err
+	}
+	defer unix.Close(vcpu)
+	runSize, err := ioctl(int(dev.Fd()), kvmGetVCPUMmapSize, 0)
+	if err != nil {
+		return 0, err
+	}
+	run, err := unix.Mmap(vcpu, 0, runSize, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+	if err != nil {
+		return 0, fmt.Errorf("map the KVM probe's vCPU: %w", err)
+	}
+	defer unix.Munmap(run)
+
+	writeProbeProgram(mem)
+	sregs := make([]byte, kvmSregsSize)
+	if _, err := ioctl(vcpu, kvmGetSregs, uintptr(unsafe.Pointer(&sregs[0]))); err != nil {
+		return 0, err
+	}
+	enterLongMode(sregs)
+	if _, err := ioctl(vcpu, kvmSetSregs, uintptr(unsafe.Pointer(&sregs[0]))); err != nil {
+		return 0, err
+	}
+	var took time.Duration
+	for range probeRounds {
+		regs := kvmRegs{RIP: probeCode, RFlags: 2}
+		if _, err := ioctl(vcpu, kvmSetRegs, uintptr(unsafe.Pointer(&regs))); err != nil {
+			return 0, err
+		}
+		begin := time.Now()
+		for {
+			_, err := ioctl(vcpu, kvmRun, 0)
+			if err == nil {
+				break
+			}
+			// A signal, such as the Go scheduler's, interrupts the run.
+			if errno := *(*uint32)(unsafe.Pointer(&run[kvmRunExitReason])); errno != kvmExitIntr {
+				return 0, err
+			}
+			if ctx.Err() != nil || time.Since(begin) > time.Second {
+				return 0, fmt.Errorf("%w: KVM is not usable here (a probe loop of %d steps did not end in %v)", hypervisor.ErrNotSupported, probeLoop, time.Second)
+			}
+		}
+		if reason := *(*uint32)(unsafe.Pointer(&run[kvmRunExitReason])); reason != kvmExitHLT {
+			return 0, fmt.Errorf("%w: KVM is not usable here (the probe ended with exit reason %d)", hypervisor.ErrNotSupported, reason)
+		}
+		if took += time.Since(begin); took > probeLimit {
+			break
+		}
+	}
+	return took, nil
+}
+
+// Where things lie in the probe's 2 MB, which one huge page maps.
+const (
+	probePML4 = 0x2000
+	probePDPT = 0x3000
+	probePD   = 0x4000
+	probeCode = 0x10000
+)
+
+func writeProbeProgram(mem []byte) {
+	entry := func(at int, v uint64) { *(*uint64)(unsafe.Pointer(&mem[at])) = v }
+	const present, writable, huge = 1, 2, 1 << 7
+	entry(probePML4, probePDPT|present|writable)
+	entry(probePDPT, probePD|present|writable)
+	entry(probePD, huge|present|writable)
+	n := uint32(probeLoop)
+	copy(mem[probeCode:], []byte{
+		0xb9, byte(n), byte(n >> 8), byte(n >> 16), byte(n >> 24), // mov ecx, n
+		0xff, 0xc9, // dec ecx
+		0x75, 0xfc, // jnz -4
+		0xf4, // hlt
+	})
+}

@@ -1,0 +1,237 @@
+package qemu
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/mpirun-sf/mpirun-sf/vmfork/hypervisor"
+	"github.com/mpirun-sf/mpirun-sf/vmfork/hypervisor/qemu/qmp"
+)
+
+// Descriptors that a QEMU process finds open, in the order of cmd.ExtraFiles.
+const (
+	fdMonitor = 3 + iota
+	fdChannel
+	fdTap
+)
+
+// vm is one QEMU process.
+type vm struct {
+	cfg     hypervisor.Config
+	cmd     *exec.Cmd
+	monitor *qmp.Client
+	channel net.Conn
+	stderr  *tailBuffer
+	resumed <-chan struct{} // the first RESUME event: the vCPUs run
+
+	done   chan struct{}
+	mu     sync.Mutex // guards killed, err
+	killed bool
+	err    error
+}
+
+var _ hypervisor.VM = (*vm)(nil)
+
+// start runs QEMU with args and speaks to it until its monitor answers.
+func start(ctx context.Context, binary string, cfg hypervisor.Config, args []string) (*vm, error) {
+	monitor, monitorFile, err := socketpair()
+	if err != nil {
+		return nil, err
+	}
+	channel, channelFile, err := socketpair()
+	if err != nil {
+		monitor.Close()
+		monitorFile.Close()
+		return nil, err
+	}
+	defer monitorFile.Close()
+	defer channelFile.Close()
+
+	v := &vm{cfg: cfg, channel: channel, stderr: &tailBuffer{}, done: make(chan struct{})}
+	v.cmd = exec.Command(binary, args...)
+	v.cmd.Stderr = v.stderr
+	v.cmd.ExtraFiles = []*os.File{monitorFile, channelFile}
+	if cfg.Tap != nil {
+		v.cmd.ExtraFiles = append(v.cmd.ExtraFiles, cfg.Tap)
+	}
+	// Its own session: a Ctrl-C at the launcher's terminal is not for QEMU.
+	v.cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	if err := startNoHuge(v.cmd); err != nil {
+		monitor.Close()
+		channel.Close()
+		return nil, fmt.Errorf("start QEMU for %s: %w", cfg.Name, err)
+	}
+	go v.wait()
+	if v.monitor, err = qmp.New(ctx, monitor); err != nil {
+		v.Kill()
+		return nil, v.explain(fmt.Errorf("start QEMU for %s: %w", cfg.Name, err))
+	}
+	v.resumed = v.monitor.Event("RESUME")
+	return v, nil
+}
+
+func (v *vm) wait() {
+	err := v.cmd.Wait()
+	v.mu.Lock()
+	if !v.killed {
+		if err == nil {
+			err = errors.New("QEMU ended by itself")
+		}
+		v.err = v.explain(fmt.Errorf("%s: %w", v.cfg.Name, err))
+	}
+	v.mu.Unlock()
+	v.channel.Close()
+	close(v.done)
+}
+
+// explain adds what QEMU wrote on its standard error.
+func (v *vm) explain(err error) error {
+	if said := v.stderr.last(); said != "" {
+		return fmt.Errorf("%w (QEMU says: %s)", err, said)
+	}
+	return err
+}
+
+// Suspend implements [hypervisor.VM].
+func (v *vm) Suspend(ctx context.Context) ([]byte, error) {
+	path := filepath.Join(v.cfg.Dir, v.cfg.Name+".state")
+	defer os.Remove(path)
+	if err := v.monitor.Do(ctx, "stop", nil, nil); err != nil {
+		return nil, fmt.Errorf("suspend %s: %w", v.cfg.Name, err)
+	}
+	if err := v.monitor.Do(ctx, "xen-save-devices-state", map[string]any{"filename": path}, nil); err != nil {
+		return nil, fmt.Errorf("suspend %s: %w", v.cfg.Name, err)
+	}
+	state, err := os.ReadFile(path)
+	if err != nil {
+		return nil, fmt.Errorf("suspend %s: %w", v.cfg.Name, err)
+	}
+	return state, nil
+}
+
+// Restore implements [hypervisor.VM].
+func (v *vm) Restore(ctx context.Context, state []byte) error {
+	r, w, err := os.Pipe()
+	if err != nil {
+		return fmt.Errorf("restore %s: %w", v.cfg.Name, err)
+	}
+	defer r.Close()
+	go func() { // more than a pipe holds waits for QEMU to read
+		w.Write(state)
+		w.Close()
+	}()
+	if err := v.monitor.SendFile(ctx, "state", r); err != nil {
+		w.Close()
+		return fmt.Errorf("restore %s: %w", v.cfg.Name, err)
+	}
+	if err := v.monitor.Do(ctx, "migrate-incoming", map[string]any{"uri": "fd:state"}, nil); err != nil {
+		return fmt.Errorf("restore %s: %w", v.cfg.Name, err)
+	}
+	select {
+	case <-v.resumed:
+		return nil
+	case <-v.done:
+		// QEMU's last words on a state that it cannot load.
+		return fmt.Errorf("restore %s: the device state does not load: %w", v.cfg.Name, v.Err())
+	case <-ctx.Done():
+		return fmt.Errorf("restore %s: wait for its vCPUs to run: %w", v.cfg.Name, ctx.Err())
+	}
+}
+
+// Channel implements [hypervisor.VM].
+func (v *vm) Channel() net.Conn { return v.channel }
+
+// Kill implements [hypervisor.VM].
+func (v *vm) Kill() {
+	v.mu.Lock()
+	v.killed = true
+	v.mu.Unlock()
+	v.cmd.Process.Kill()
+	<-v.done
+}
+
+// Done implements [hypervisor.VM].
+func (v *vm) Done() <-chan struct{} { return v.done }
+
+// Err implements [hypervisor.VM].
+func (v *vm) Err() error {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.err
+}
+
+// CPUTime implements [hypervisor.VM]. It adds the threads' own counters: the
+// process's in /proc/PID/stat has a grain of 10 ms.
+func (v *vm) CPUTime() (time.Duration, error) {
+	files, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/schedstat", v.cmd.Process.Pid))
+	if err != nil || len(files) == 0 {
+		return 0, fmt.Errorf("read CPU time of %s: process %d has no threads", v.cfg.Name, v.cmd.Process.Pid)
+	}
+	var sum time.Duration
+	for _, f := range files {
+		b, err := os.ReadFile(f)
+		if err != nil {
+			continue // a thread that ended meanwhile
+		}
+		first, _, _ := strings.Cut(string(b), " ")
+		ns, err := strconv.ParseInt(first, 10, 64)
+		if err != nil {
+			return 0, fmt.Errorf("read CPU time of %s: %w", v.cfg.Name, err)
+		}
+		sum += time.Duration(ns)
+	}
+	return sum, nil
+}
+
+// socketpair returns one end of a connection to keep and one to hand on.
+func socketpair() (*net.UnixConn, *os.File, error) {
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, nil, fmt.Errorf("make a socket pair for QEMU: %w", err)
+	}
+	mine, theirs := os.NewFile(uintptr(fds[0]), "mine"), os.NewFile(uintptr(fds[1]), "theirs")
+	defer mine.Close()
+	conn, err := net.FileConn(mine)
+	if err != nil {
+		theirs.Close()
+		return nil, nil, fmt.Errorf("make a socket pair for QEMU: %w", err)
+	}
+	return conn.(*net.UnixConn), theirs, nil
+}
+
+// tailBuffer keeps the end of what is written to it.
+type tailBuffer struct {
+	mu  sync.Mutex
+	buf []byte
+}
+
+func (t *tailBuffer) Write(p []byte) (int, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.buf = append(t.buf, p...)
+	if over := len(t.buf) - 4096; over > 0 {
+		t.buf = t.buf[over:]
+	}
+	return len(p), nil
+}
+
+// last is the last line that is not empty.
+func (t *tailBuffer) last() string {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	lines := bytes.Split(bytes.TrimSpace(t.buf), []byte("\n"))
+	return string(bytes.TrimPrefix(lines[len(lines)-1], []byte("qemu-system-x86_64: ")))
+}
