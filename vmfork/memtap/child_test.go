@@ -27,6 +27,7 @@ import (
 //	put OFF BYTE         write to the mapping
 //	walk OFF STEP COUNT  touch COUNT bytes of the mapping, STEP apart; says the time taken
 //	read OFF LEN         first byte and length by pread, or the error
+//	reads LEN COUNT      COUNT times pread, one after the other; says the time taken
 //	write OFF LEN BYTE   pwrite
 //	truncate LEN, punch OFF LEN
 //	die OFF              touch without a handler
@@ -183,6 +184,15 @@ func childCommand(file **os.File, mem *[]byte, verb, path string, a, b, n int64)
 			return result(err)
 		}
 		return fmt.Sprintf("%c %d", buf[0], got)
+	case "reads":
+		buf := make([]byte, a)
+		start := time.Now()
+		for i := range b {
+			if _, err := (*file).ReadAt(buf, i*a); err != nil {
+				return result(err)
+			}
+		}
+		return time.Since(start).String()
 	case "write":
 		buf := make([]byte, b)
 		for i := range buf {

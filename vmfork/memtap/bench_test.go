@@ -1,0 +1,91 @@
+package memtap
+
+import (
+	"fmt"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/mpirun-sf/mpirun-sf/vmfork/slice"
+)
+
+const benchPages = 16 << 10 // 64 MB
+
+// busy returns the processor time of this process, the server.
+func busy(b *testing.B) time.Duration {
+	var u unix.Rusage
+	if err := unix.Getrusage(unix.RUSAGE_SELF, &u); err != nil {
+		b.Fatal(err)
+	}
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
+}
+
+// measure runs a child's command on fresh files and reports its speed and what a read costs the server.
+func measure(b *testing.B, tap *Tap, add func(name string) (path string), command string) {
+	var took, cpu time.Duration
+	var total Counters
+	for i := 0; b.Loop(); i++ {
+		name := fmt.Sprintf("%d", i)
+		c := startChild(b)
+		if answer := c.do("open %s", add(name)); answer != "ok" {
+			b.Fatal(answer)
+		}
+		before := busy(b)
+		d, err := time.ParseDuration(c.do("%s", command))
+		if err != nil {
+			b.Fatal(err)
+		}
+		cpu += busy(b) - before
+		took += d
+		c.stop()
+		last, err := tap.Remove(name)
+		if err != nil {
+			b.Fatal(err)
+		}
+		total.Reads += last.Reads
+		total.BytesServed += last.BytesServed
+		for j, n := range last.Latency {
+			total.Latency[j] += n
+		}
+	}
+	b.ReportMetric(float64(total.Reads)/took.Seconds(), "reads/s")
+	b.ReportMetric(float64(total.BytesServed)/took.Seconds()/1e6, "MB/s")
+	b.ReportMetric(float64(cpu.Microseconds())/float64(total.Reads), "cpu-µs/read")
+	b.ReportMetric(float64(total.Latency.Percentile(99).Microseconds()), "p99-µs")
+}
+
+// BenchmarkFaults touches every page of a fresh memory image once, in order.
+func BenchmarkFaults(b *testing.B) {
+	for _, content := range []string{"a", "0"} {
+		for _, window := range []int{4 << 10, 32 << 10, 128 << 10} {
+			b.Run(fmt.Sprintf("content=%s/window=%d", content, window), func(b *testing.B) {
+				tap := mounted(b, Options{Window: window})
+				im := stack(b, sealed(b, slice.Memory, filepath.Join(b.TempDir(), "ram"), strings.Repeat(content, benchPages)))
+				measure(b, tap, func(name string) string {
+					path, err := tap.AddMemory(name, im)
+					if err != nil {
+						b.Fatal(err)
+					}
+					return path
+				}, fmt.Sprintf("walk 0 %d %d", page, benchPages))
+			})
+		}
+	}
+}
+
+// BenchmarkDiskReads reads a disk with one request at a time.
+func BenchmarkDiskReads(b *testing.B) {
+	base := sealed(b, slice.Disk, filepath.Join(b.TempDir(), "root"), strings.Repeat("a", benchPages))
+	for _, size := range []int{4 << 10, 128 << 10} {
+		b.Run(fmt.Sprintf("size=%d", size), func(b *testing.B) {
+			tap := mounted(b, Options{})
+			measure(b, tap, func(name string) string {
+				path, _ := disk(b, tap, name, base)
+				return path
+			}, fmt.Sprintf("reads %d %d", size, benchPages*page/size))
+		})
+	}
+}
