@@ -1,0 +1,148 @@
+package agent
+
+import (
+	"bufio"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"time"
+
+	"github.com/mpirun-sf/mpirun-sf/pmi"
+	"github.com/mpirun-sf/mpirun-sf/vmfork/network"
+	"github.com/mpirun-sf/mpirun-sf/vmfork/share"
+)
+
+// version of the protocol between host and agent. The agent in a checkpoint
+// is the program that made it, so a mismatch means a stale checkpoint.
+const version = 1
+
+// ready is what the agent writes when the guest is up, before it waits to
+// become a clone.
+var ready = fmt.Sprintf("mpirun-sf agent %d ready\n", version)
+
+// maxLine bounds a line of JSON in either direction: a request with a large
+// environment, or an identity with thousands of members.
+const maxLine = 4 << 20
+
+// User is whom ranks run as, the user that started the job.
+type User struct {
+	UID    uint32   `json:"uid"`
+	GID    uint32   `json:"gid"`
+	Groups []uint32 `json:"groups,omitempty"`
+}
+
+// Identity is all that tells one clone from another. It is a secret: Seed is
+// the clone's randomness.
+type Identity struct {
+	Clone     int                 `json:"clone"`  // 1…m
+	Ticket    string              `json:"ticket"` // the ticket's id
+	Name      string              `json:"name"`   // its host name
+	Network   network.GuestConfig `json:"network"`
+	Seed      []byte              `json:"seed"` // 64 random bytes for the kernel's generator
+	Time      time.Time           `json:"time"` // the host's clock
+	BootID    string              `json:"boot_id"`
+	MachineID string              `json:"machine_id"`
+}
+
+// answer closes the handshake and begins every stream's reply.
+type answer struct {
+	Error string `json:"error,omitempty"`
+}
+
+func (a answer) err() error {
+	if a.Error == "" {
+		return nil
+	}
+	return errors.New(a.Error)
+}
+
+// request is the first line of a stream. Exactly one field is set.
+type request struct {
+	Mount *share.Mounting `json:"mount,omitempty"`
+	Place *Place          `json:"place,omitempty"`
+	PMI   *PMI            `json:"pmi,omitempty"`
+	Run   *Command        `json:"run,omitempty"`
+	Stdio *Stdio          `json:"stdio,omitempty"`
+}
+
+// Place makes a file of a mounted folder appear at another path, as an
+// executable that lies outside of every shared folder must.
+type Place struct {
+	From string `json:"from"`
+	At   string `json:"at"`
+}
+
+// PMI asks for the clone's proxy; the stream then carries its upstream.
+type PMI struct {
+	Group pmi.Group `json:"group"`
+	Ranks []int     `json:"ranks"` // the clone's, in order
+}
+
+// Command starts one process. Its standard streams are streams of their own,
+// opened before by [Stdio] requests with the same ID. After the answer the
+// host may send [control] lines; the agent sends one [Exit].
+type Command struct {
+	ID   int      `json:"id"` // unique in the clone: the rank
+	Argv []string `json:"argv"`
+	Env  []string `json:"env"`
+	Dir  string   `json:"dir"`
+	User User     `json:"user"`
+	PMI  bool     `json:"pmi,omitempty"` // give it a PMI_FD of the clone's proxy
+	UCX  bool     `json:"ucx,omitempty"` // preload UCX's progress into PMI waits
+}
+
+// Stdio is one standard stream (0, 1 or 2) of a process to come. A process
+// without a stream 0 reads /dev/null.
+type Stdio struct {
+	ID int `json:"id"`
+	FD int `json:"fd"`
+}
+
+// control is a line to a running process's stream.
+type control struct {
+	Signal int `json:"signal"` // sent to the process group
+}
+
+// Exit is how a process ended: by Status, or by Signal when that is not 0.
+type Exit struct {
+	Status int    `json:"status"`
+	Signal int    `json:"signal,omitempty"`
+	Core   bool   `json:"core,omitempty"`
+	Error  string `json:"error,omitempty"` // it was lost rather than ended
+}
+
+// readLine reads one line of JSON into v, byte-exact: what follows the line
+// stays in r.
+func readLine(r *bufio.Reader, v any) error {
+	var line []byte
+	for {
+		part, err := r.ReadSlice('\n')
+		line = append(line, part...)
+		if len(line) > maxLine {
+			return fmt.Errorf("read a message: longer than %d bytes", maxLine)
+		}
+		if err == nil {
+			break
+		}
+		if !errors.Is(err, bufio.ErrBufferFull) {
+			if errors.Is(err, io.EOF) && len(line) > 0 {
+				err = io.ErrUnexpectedEOF
+			}
+			return err
+		}
+	}
+	if err := json.Unmarshal(line, v); err != nil {
+		return fmt.Errorf("read a message: %w", err)
+	}
+	return nil
+}
+
+func writeLine(w io.Writer, v any) error {
+	line, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	_, err = w.Write(append(line, '\n'))
+	return err
+}

@@ -1,0 +1,147 @@
+package agent
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/yamux"
+	"golang.org/x/sys/unix"
+
+	"github.com/mpirun-sf/mpirun-sf/pmi"
+	"github.com/mpirun-sf/mpirun-sf/vmfork/share"
+)
+
+// children waits for this guest's processes.
+var children = sync.OnceValue(newReaper)
+
+// identityLimit is how long a clone may take to become itself, hooks included.
+const identityLimit = 2 * time.Minute
+
+// serve says that the guest is up, and from there on runs in clones only.
+func serve(channel *os.File) error {
+	if _, err := io.WriteString(channel, ready); err != nil {
+		return fmt.Errorf("tell the host that the guest is up: %w", err)
+	}
+	// Here the checkpoint is taken: the read below returns in a clone.
+	var id Identity
+	if err := readLine(bufio.NewReaderSize(oneByte{channel}, 16), &id); err != nil {
+		return fmt.Errorf("wait for an identity: %w", err)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), identityLimit)
+	err := assume(ctx, id)
+	cancel()
+	var a answer
+	if err != nil {
+		a.Error = err.Error()
+	}
+	if err := writeLine(channel, a); err != nil {
+		return fmt.Errorf("answer the host: %w", err)
+	}
+	if err != nil {
+		return err
+	}
+	mux, err := yamux.Server(channel, muxConfig())
+	if err != nil {
+		return fmt.Errorf("begin a session with the host: %w", err)
+	}
+	c := &clone{stdio: map[stdioKey]*stream{}}
+	for {
+		conn, err := mux.AcceptStream()
+		if err != nil {
+			return fmt.Errorf("serve the host: %w", err)
+		}
+		go c.handle(&stream{conn, bufio.NewReader(conn)})
+	}
+}
+
+// clone is the state of the agent in a clone.
+type clone struct {
+	mu    sync.Mutex // guards all below
+	stdio map[stdioKey]*stream
+	proxy *pmi.Proxy
+	local pmiSetup
+}
+
+type stdioKey struct{ id, fd int }
+
+type pmiSetup struct {
+	size  int
+	ranks []int
+}
+
+// handle serves one stream. Whoever takes the stream over closes it.
+func (c *clone) handle(st *stream) {
+	var r request
+	if err := readLine(st.in, &r); err != nil {
+		st.Close()
+		return
+	}
+	var err error
+	switch {
+	case r.Mount != nil:
+		err = mount(*r.Mount)
+	case r.Place != nil:
+		err = place(*r.Place)
+	case r.Stdio != nil:
+		c.mu.Lock()
+		c.stdio[stdioKey{r.Stdio.ID, r.Stdio.FD}] = st
+		c.mu.Unlock()
+		writeLine(st, answer{})
+		return
+	case r.PMI != nil:
+		if err = r.PMI.Group.Validate(); err == nil {
+			writeLine(st, answer{})
+			p := pmi.NewProxy(r.PMI.Group, st, r.PMI.Ranks)
+			c.mu.Lock()
+			c.proxy, c.local = p, pmiSetup{r.PMI.Group.Size, r.PMI.Ranks}
+			c.mu.Unlock()
+			p.Run(context.Background())
+			return
+		}
+	case r.Run != nil:
+		if err = c.run(st, *r.Run); err == nil {
+			return
+		}
+	default:
+		err = fmt.Errorf("the agent was asked for nothing that it knows")
+	}
+	var a answer
+	if err != nil {
+		a.Error = err.Error()
+	}
+	writeLine(st, a)
+	st.Close()
+}
+
+// mountLimit is how long the host may take to answer a clone's mount.
+const mountLimit = 30 * time.Second
+
+func mount(m share.Mounting) error {
+	if err := os.MkdirAll(m.Target, 0o755); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), mountLimit)
+	defer cancel()
+	return share.Mount(ctx, m)
+}
+
+func place(p Place) error {
+	if err := os.MkdirAll(filepath.Dir(p.At), 0o755); err != nil {
+		return err
+	}
+	f, err := os.OpenFile(p.At, os.O_CREATE, 0o755)
+	if err != nil {
+		return err
+	}
+	f.Close()
+	return unix.Mount(p.From, p.At, "", unix.MS_BIND, "")
+}
+
+var _ net.Conn = (*stream)(nil)

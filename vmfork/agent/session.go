@@ -1,0 +1,197 @@
+package agent
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"time"
+
+	"github.com/hashicorp/yamux"
+
+	"github.com/mpirun-sf/mpirun-sf/vmfork/share"
+)
+
+// AwaitReady waits until the agent in a booting guest says that it is up.
+func AwaitReady(ctx context.Context, conn net.Conn) error {
+	stop := context.AfterFunc(ctx, func() { conn.SetReadDeadline(time.Unix(1, 0)) })
+	defer stop()
+	buf := make([]byte, len(ready))
+	if _, err := io.ReadFull(conn, buf); err != nil {
+		if ctx.Err() != nil {
+			err = ctx.Err()
+		}
+		return fmt.Errorf("wait for the guest's agent: %w", err)
+	}
+	if string(buf) != ready {
+		return fmt.Errorf("wait for the guest's agent: it speaks another protocol: %q", buf)
+	}
+	return nil
+}
+
+// Greet gives a fresh clone its identity, and waits until it has taken it on.
+func Greet(ctx context.Context, conn net.Conn, id Identity) error {
+	stop := context.AfterFunc(ctx, func() { conn.SetDeadline(time.Unix(1, 0)) })
+	defer stop()
+	if err := writeLine(conn, id); err != nil {
+		return fmt.Errorf("give %s its identity: %w", id.Name, err)
+	}
+	var a answer
+	// A reader of one byte: what follows the answer is the session's.
+	if err := readLine(bufio.NewReaderSize(oneByte{conn}, 16), &a); err != nil {
+		if ctx.Err() != nil {
+			err = ctx.Err()
+		}
+		return fmt.Errorf("wait for %s to take its identity: %w", id.Name, err)
+	}
+	if err := a.err(); err != nil {
+		return fmt.Errorf("%s could not take its identity: %w", id.Name, err)
+	}
+	return nil
+}
+
+// oneByte keeps a buffered reader from reading ahead.
+type oneByte struct{ r io.Reader }
+
+func (o oneByte) Read(p []byte) (int, error) { return o.r.Read(p[:1]) }
+
+// Session is the host's side of a conversation with the agent in one clone.
+type Session struct {
+	mux *yamux.Session
+}
+
+// Dial begins a session with a clone that has been greeted. conn is the
+// session's from now on.
+func Dial(conn io.ReadWriteCloser) (*Session, error) {
+	mux, err := yamux.Client(conn, muxConfig())
+	if err != nil {
+		return nil, fmt.Errorf("begin a session with the guest's agent: %w", err)
+	}
+	return &Session{mux}, nil
+}
+
+func muxConfig() *yamux.Config {
+	c := yamux.DefaultConfig()
+	c.LogOutput = io.Discard
+	// The channel breaks when the machine ends, and that is seen at once; a
+	// clone that is merely slow must not be taken for dead.
+	c.EnableKeepAlive = false
+	c.ConnectionWriteTimeout = time.Hour
+	c.StreamOpenTimeout = 0
+	c.StreamCloseTimeout = time.Hour
+	return c
+}
+
+// Close ends the session. The clone's processes are not touched.
+func (s *Session) Close() error { return s.mux.Close() }
+
+// Done is closed when the session is over, by Close or by the clone's end.
+func (s *Session) Done() <-chan struct{} { return s.mux.CloseChan() }
+
+// stream is a stream after its first exchange.
+type stream struct {
+	net.Conn
+	in *bufio.Reader
+}
+
+func (s *stream) Read(p []byte) (int, error) { return s.in.Read(p) }
+
+// CloseWrite ends the host's direction only.
+func (s *stream) CloseWrite() error { return s.Conn.Close() }
+
+func (s *Session) ask(ctx context.Context, r request) (*stream, error) {
+	conn, err := s.mux.OpenStream()
+	if err != nil {
+		return nil, err
+	}
+	stop := context.AfterFunc(ctx, func() { conn.SetDeadline(time.Unix(1, 0)) })
+	defer stop()
+	st := &stream{conn, bufio.NewReader(conn)}
+	var a answer
+	if err := writeLine(conn, r); err == nil {
+		err = readLine(st.in, &a)
+	}
+	if ctx.Err() != nil {
+		err = ctx.Err()
+	}
+	if err == nil {
+		err = a.err()
+	}
+	if err != nil {
+		conn.Close()
+		return nil, err
+	}
+	return st, nil
+}
+
+// Mount makes a shared folder appear in the clone.
+func (s *Session) Mount(ctx context.Context, m share.Mounting) error {
+	st, err := s.ask(ctx, request{Mount: &m})
+	if err != nil {
+		return fmt.Errorf("mount %s: %w", m.Target, err)
+	}
+	return st.Close()
+}
+
+// Place makes a file of the clone appear at another path.
+func (s *Session) Place(ctx context.Context, p Place) error {
+	st, err := s.ask(ctx, request{Place: &p})
+	if err != nil {
+		return fmt.Errorf("place %s: %w", p.At, err)
+	}
+	return st.Close()
+}
+
+// PMI starts the clone's PMI proxy and returns its upstream.
+func (s *Session) PMI(ctx context.Context, p PMI) (io.ReadWriteCloser, error) {
+	st, err := s.ask(ctx, request{PMI: &p})
+	if err != nil {
+		return nil, fmt.Errorf("start the PMI proxy: %w", err)
+	}
+	return st, nil
+}
+
+// Stdio opens a standard stream for a process that [Session.Start] will
+// start. For stream 0 Close is the end of the process's input.
+func (s *Session) Stdio(ctx context.Context, id, fd int) (io.ReadWriteCloser, error) {
+	st, err := s.ask(ctx, request{Stdio: &Stdio{id, fd}})
+	if err != nil {
+		return nil, fmt.Errorf("open stream %d of process %d: %w", fd, id, err)
+	}
+	return st, nil
+}
+
+// Process is a process in a clone.
+type Process struct {
+	st   *stream
+	exit chan Exit
+}
+
+// Start starts a process.
+func (s *Session) Start(ctx context.Context, c Command) (*Process, error) {
+	st, err := s.ask(ctx, request{Run: &c})
+	if err != nil {
+		return nil, fmt.Errorf("start %s: %w", c.Argv[0], err)
+	}
+	p := &Process{st, make(chan Exit, 1)}
+	go func() {
+		var e Exit
+		if err := readLine(st.in, &e); err != nil {
+			e = Exit{Error: "the clone is gone"}
+			if !errors.Is(err, io.EOF) && !errors.Is(err, yamux.ErrSessionShutdown) && !errors.Is(err, yamux.ErrStreamClosed) {
+				e.Error = err.Error()
+			}
+		}
+		p.exit <- e
+		st.Close()
+	}()
+	return p, nil
+}
+
+// Signal sends a signal to the process's group.
+func (p *Process) Signal(n int) error { return writeLine(p.st, control{Signal: n}) }
+
+// Exit delivers, once, how the process ended.
+func (p *Process) Exit() <-chan Exit { return p.exit }
