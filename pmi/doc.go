@@ -19,7 +19,7 @@
 //	get                               from the cache; asks the server for what is not there, and answers what it says
 //	barrier_in                        one message up when all local ranks are in, with their puts; one down when all
 //	                                  ranks are in, with what everybody put since the last barrier
-//	abort                             goes up at once
+//	abort                             goes up at once; has no answer, the rank waits to be killed
 //	spawn, publish_name, ...          answered with the failure that the client expects, and reported
 //
 // # Flow
@@ -54,8 +54,8 @@
 // ends its connection. A proxy that breaks the protocol ends its Serve, and no other. A value cannot carry a line end from
 // one clone to the ranks of another, nor a message a control character to the launcher's terminal.
 //
-// MaxValue is smaller than the 1024 that other launchers announce, because MPICH up to at least 4.0 hangs with values near
-// that size.
+// MaxValue is smaller than the 1024 that other launchers announce, so that the longest put fits the line buffer of
+// MPICH's client, which hangs otherwise.
 //
 // # Known trouble that is not solved here
 //

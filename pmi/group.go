@@ -9,10 +9,10 @@ import (
 
 // The limits announced in answer to get_maxes, in bytes. A rank that oversteps one is at fault and loses its connection.
 //
-// MPICH's PMI-1 client writes a put into a buffer of 1024 bytes and, when it does not fit, sends the line without its
-// newline and waits for an answer for ever. What it puts into the buffer depends on the vallen_max that it was told, so
-// MaxValue is chosen such that the longest possible put (the longest KVS name, the longest key) still fits. MPICH splits
-// what is longer, for instance the UCX address of a machine with many network devices, over several keys.
+// MPICH's PMI-1 client formats a put into a buffer of 1024 bytes; one that does not fit it sends without its newline, and
+// then waits for an answer for ever. MPICH 4.0 keeps its own values short enough for that. MaxValue keeps everybody's: the
+// longest possible put, with the longest KVS name and key, still fits. MPICH splits what is longer, for instance the UCX
+// address of a machine with many network devices, over several keys.
 const (
 	// MaxKVSName is the longest Group.KVSName.
 	MaxKVSName = 64

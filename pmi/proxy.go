@@ -40,6 +40,7 @@ type slot struct {
 	state   State
 	entered bool         // in the barrier
 	quota   *quota       // of its puts
+	closed  bool         // its connection is closed, and the server was told
 	answer  chan message // the answer to its one get that is under way
 	faults  int          // reported so far
 }
@@ -72,7 +73,7 @@ func (p *Proxy) Run(ctx context.Context) error {
 	err := p.run(ctx)
 	if err != nil {
 		if ctx.Err() != nil {
-			err = context.Cause(ctx)
+			err = fmt.Errorf("%w while %s", context.Cause(ctx), p.waitingFor())
 		}
 		err = fmt.Errorf("run PMI proxy of ranks %s: %w", formatRanks(p.ranks), err)
 	}
@@ -231,6 +232,22 @@ func (p *Proxy) enter(s *slot) (<-chan struct{}, error) {
 	frames := appendEntries(nil, message{kind: kindBarrierIn, generation: p.generation}, p.pending.take())
 	p.mu.Unlock()
 	return out, p.write(frames)
+}
+
+// waitingFor says what Run waits for, for errors.
+func (p *Proxy) waitingFor() string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	var open []int
+	for _, r := range p.ranks {
+		if !p.slots[r].closed {
+			open = append(open, r)
+		}
+	}
+	if len(open) == 0 {
+		return "the launcher's goodbye was awaited"
+	}
+	return fmt.Sprintf("ranks %s were connected or still to come", formatRanks(open))
 }
 
 // missing says whom a rank in the barrier waits for.

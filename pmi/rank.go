@@ -67,6 +67,9 @@ func (p *Proxy) serveRank(ctx context.Context, rank int, conn io.ReadWriteCloser
 	if sendErr := p.send(message{kind: kindClosed, rank: rank}); err == nil {
 		err = sendErr
 	}
+	p.mu.Lock()
+	s.closed = true
+	p.mu.Unlock()
 	return err
 }
 
@@ -304,12 +307,15 @@ func (c *conversation) barrier(ctx context.Context, q request) error {
 		c.reply("cmd=barrier_out")
 		return nil
 	case <-c.gone: // it stays in the barrier: it did enter
-		return c.ended(ctx)
+		err = c.ended(ctx)
 	case <-c.proxy.done:
-		return c.proxy.lost()
+		err = c.proxy.lost()
 	case <-ctx.Done():
+	}
+	if ctx.Err() != nil { // which ends the other two as well
 		return fmt.Errorf("waiting in a barrier for %s: %w", c.proxy.missing(), context.Cause(ctx))
 	}
+	return err // none if the rank left: converse sees that too
 }
 
 // unsupported answers what is not served in the form that the client's error path expects.

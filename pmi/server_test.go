@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -372,6 +373,56 @@ func FuzzServe(f *testing.F) {
 			}
 		}
 	})
+}
+
+func FuzzRun(f *testing.F) {
+	all := appendFrame(nil, message{kind: kindWelcome, version: protocolVersion})
+	for _, m := range everyMessage {
+		f.Add(appendFrame(slices.Clone(all), m))
+	}
+	for _, m := range everyMessage {
+		m.rank %= 2
+		all = appendFrame(all, m)
+	}
+	f.Add(all)
+	f.Fuzz(func(t *testing.T, input []byte) {
+		launcher, agent := net.Pipe()
+		ran, ended := make(chan error, 1), make(chan error, 1)
+		proxy := NewProxy(Group{Size: 4, KVSName: "kvs_7"}, agent, []int{0})
+		go func() { ran <- proxy.Run(t.Context()) }()
+		go func() { _, _ = io.Copy(io.Discard, launcher) }()
+		ours, theirs := net.Pipe()
+		go func() { ended <- proxy.ServeRank(t.Context(), 0, theirs) }()
+		go func() { _, _ = io.Copy(io.Discard, ours) }()
+		_, _ = io.WriteString(ours, hello+"\ncmd=get key=k\n")
+		_, _ = launcher.Write(input)
+		launcher.Close()
+		_ = within(t, ran)
+		_ = within(t, ended)
+	})
+}
+
+// A launcher that gives up says on what.
+func TestErrorsNameWhatTheyWaitedFor(t *testing.T) {
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
+	defer cancel()
+	launcher, _ := net.Pipe()
+	err := NewServer(Group{Size: 2, KVSName: "k"}, Events{}).Serve(ctx, launcher, []int{0, 1})
+	if !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "ranks 0-1") || !strings.Contains(err.Error(), "hello") {
+		t.Errorf("Serve: %v", err)
+	}
+
+	j := newJob(t, 2, 1)
+	j.each((*client).init)
+	j.ranks[0].send("cmd=barrier_in")
+	waitFor(t, "barrier message", func() bool { return strings.Contains(j.server.waitingFor(j.server.ranks[0].peer), "barrier") })
+	if got := j.server.waitingFor(j.server.ranks[0].peer); got != "ranks 0 waited in barrier 0 for ranks 1" {
+		t.Error(got)
+	}
+	j.cancel()
+	if err := within(t, j.ended[0]); !strings.Contains(fmt.Sprint(err), "other clones") {
+		t.Errorf("ServeRank: %v", err)
+	}
 }
 
 // waitFor polls for what has no channel to wait on.
