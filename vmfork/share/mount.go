@@ -1,0 +1,103 @@
+package share
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"os"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/mpirun-sf/mpirun-sf/vmfork/share/ninep"
+)
+
+// dialWait bounds a Dial whose context has no earlier deadline.
+const dialWait = 30 * time.Second
+
+// A Mounting is one shared folder as a clone's agent mounts it.
+type Mounting struct {
+	// Server is the address that the folder's server listens on.
+	Server netip.AddrPort `json:"server"`
+	Token  Token          `json:"token"`
+	// Target is where the folder appears in the clone, a directory that is there.
+	Target string `json:"target"`
+	// ReadOnly makes the mount itself read-only. A read-only server refuses changes either way.
+	ReadOnly bool `json:"read_only"`
+}
+
+// Dial connects to a server and shows it the token. 9P begins right after.
+func Dial(ctx context.Context, server netip.AddrPort, token Token) (*net.TCPConn, error) {
+	ctx, cancel := context.WithTimeout(ctx, dialWait)
+	defer cancel()
+	var dialer net.Dialer
+	dialer.SetMultipathTCP(false)
+	conn, err := dialer.DialContext(ctx, "tcp", server.String())
+	if err != nil {
+		return nil, fmt.Errorf("connect to shared folder: %w", err)
+	}
+	deadline, _ := ctx.Deadline()
+	_ = conn.SetDeadline(deadline)
+	defer context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })()
+	answer := make([]byte, 1)
+	if _, err = conn.Write(token[:]); err == nil {
+		_, err = io.ReadFull(conn, answer)
+	}
+	switch {
+	case errors.Is(err, io.EOF):
+		err = errors.New("the server refused the token")
+	case err == nil && answer[0] != welcome:
+		err = fmt.Errorf("the server answered %q: it is another one", answer)
+	}
+	if err == nil {
+		err = conn.SetDeadline(time.Time{})
+	}
+	if err != nil {
+		conn.Close()
+		return nil, fmt.Errorf("authenticate to shared folder: %w", err)
+	}
+	return conn.(*net.TCPConn), nil
+}
+
+// Mount connects to a server and mounts the folder. The kernel owns the connection then. It needs the modules 9pnet, 9pnet_fd
+// and 9p.
+func Mount(ctx context.Context, m Mounting) error {
+	conn, err := Dial(ctx, m.Server, m.Token)
+	if err != nil {
+		return fmt.Errorf("mount %s: %w", m.Target, err)
+	}
+	defer conn.Close()
+	file, err := conn.File()
+	if err != nil {
+		return fmt.Errorf("mount %s: %w", m.Target, err)
+	}
+	defer file.Close()
+	// mount(2) speaks 9P with the server before it returns, and waits for it without end.
+	stop := context.AfterFunc(ctx, func() { _ = unix.Shutdown(int(file.Fd()), unix.SHUT_RDWR) })
+	defer stop()
+	flags := uintptr(unix.MS_NODEV | unix.MS_NOSUID)
+	if m.ReadOnly {
+		flags |= unix.MS_RDONLY
+	}
+	err = unix.Mount("mpirun-sf", m.Target, "9p", flags, mountOptions(file))
+	switch {
+	case ctx.Err() != nil:
+		return fmt.Errorf("mount %s: wait for the server of the folder: %w", m.Target, ctx.Err())
+	case errors.Is(err, unix.ENODEV):
+		return fmt.Errorf("mount %s: this kernel has no 9p: load the modules 9pnet_fd and 9p: %w", m.Target, err)
+	case err != nil:
+		return fmt.Errorf("mount %s: %w", m.Target, err)
+	}
+	return nil
+}
+
+func mountOptions(conn *os.File) string {
+	return fmt.Sprintf("trans=fd,rfdno=%d,wfdno=%[1]d,version=%s,msize=%d,cache=mmap,access=any,locktimeout=1",
+		conn.Fd(), "9p2000.L", mountMessage)
+}
+
+// mountMessage is the message size that clones ask for, in bytes.
+const mountMessage = 256<<10 + ninep.DataOverhead
