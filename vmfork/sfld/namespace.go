@@ -1,0 +1,45 @@
+package sfld
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// runDir is where the jobs of a machine meet: reservations, and the empty
+// folder over which each job mounts its own.
+const runDir = "/run/mpirun-sf"
+
+// jobDir is a job's folder, a tmpfs that only the job sees.
+const jobDir = runDir + "/job"
+
+// isolate prepares cmd to be the first process of a job.
+func isolate(cmd *exec.Cmd) {
+	cmd.SysProcAttr = &syscall.SysProcAttr{
+		Setsid:     true, // a Ctrl-C at the launcher's terminal is the launcher's
+		Cloneflags: unix.CLONE_NEWPID | unix.CLONE_NEWNS,
+	}
+}
+
+// settle makes the new namespaces the job's own.
+func settle() error {
+	if os.Getpid() != 1 {
+		return fmt.Errorf("begin a job: the host daemon is not the first process of a PID namespace; it is started by mpirun-sf, not by hand")
+	}
+	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+		return fmt.Errorf("begin a job: make its mounts private: %w", err)
+	}
+	if err := unix.Mount("proc", "/proc", "proc", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, ""); err != nil {
+		return fmt.Errorf("begin a job: mount /proc: %w", err)
+	}
+	if err := os.MkdirAll(jobDir, 0o700); err != nil {
+		return fmt.Errorf("begin a job: %w", err)
+	}
+	if err := unix.Mount("mpirun-sf", jobDir, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode=0700"); err != nil {
+		return fmt.Errorf("begin a job: mount its folder: %w", err)
+	}
+	return nil
+}

@@ -1,0 +1,111 @@
+package sfld
+
+import (
+	"time"
+
+	"github.com/mpirun-sf/mpirun-sf/vmfork/memtap"
+	"github.com/mpirun-sf/mpirun-sf/vmfork/share"
+	"github.com/mpirun-sf/mpirun-sf/vmfork/ticket"
+)
+
+// Options are what a daemon must know from the start.
+type Options struct {
+	Job    string `json:"job"`    // the job's id, unique on this machine
+	Cache  string `json:"cache"`  // the folder of guest images and checkpoints
+	Limit  int64  `json:"limit"`  // its size limit in bytes, 0 for the default
+	Window int    `json:"window"` // memtap's, bytes, 0 for the default
+	Accel  string `json:"accel"`  // "kvm", "tcg", or "" to probe
+	UID    int    `json:"uid"`    // the user that the job is for
+	GID    int    `json:"gid"`
+	Groups []int  `json:"groups"`
+}
+
+// PrepareArgs says what the clones will be copies of.
+type PrepareArgs struct {
+	Program     string // path on this machine; its libraries go into the guest
+	LibraryPath string // LD_LIBRARY_PATH
+	Disk        string // a user's own disk image instead, "" for none
+	User        string // the user's name and home folder in the guest
+	Home        string
+	VCPUs       int
+	Memory      int64 // bytes
+	Expect      int   // start this many hypervisor processes ahead
+	ColdBoot    bool  // for the benchmark: boot, tell how long it took, and keep nothing
+}
+
+// Prepared says what Prepare did.
+type Prepared struct {
+	Image       string        // key of the guest image
+	Built       bool          // it was built now
+	ImageBytes  int64         // in use in its root
+	BuildTime   time.Duration // 0 if it was found
+	Booted      bool          // a guest was booted now
+	BootTime    time.Duration // boot and checkpoint, 0 if it was found
+	Accel       string        // "kvm" or "tcg"
+	AccelReason string        // why not KVM, "" if KVM
+	UCX         bool          // the program needs the UCX progress preload
+	StateBytes  int           // size of the device state
+	DescBytes   int64         // size of the descriptor
+}
+
+// RequestArgs asks for a ticket.
+type RequestArgs struct {
+	Clones int
+	VCPUs  int
+	Memory int64
+	Strict bool
+}
+
+// Granted is a ticket and the numbers behind it.
+type Granted struct {
+	Ticket ticket.Ticket
+	Cores  int
+	Free   int64
+	Each   int64
+}
+
+// CloneArgs asks for the fork.
+type CloneArgs struct {
+	Ticket ticket.Ticket
+	Limit  time.Duration // until every clone is ready
+}
+
+// Cloned says how the fork went. Times are from the call.
+type Cloned struct {
+	Running map[int]time.Duration // vCPUs run, by clone id
+	Ready   map[int]time.Duration // identity set, link up
+}
+
+// ShareArgs asks for a folder to be served to the clones.
+type ShareArgs struct {
+	Folder   string
+	Target   string // where it appears, usually Folder
+	ReadOnly bool
+}
+
+// Shared is what a clone needs to mount it.
+type Shared struct{ Mounting share.Mounting }
+
+// StageArgs asks for one file to be served, for a program outside of every
+// shared folder.
+type StageArgs struct{ File string }
+
+// Where a staged file appears in the clones.
+const (
+	StagedFolder = "/run/mpirun-sf/program"
+	StagedName   = "program"
+)
+
+// Counters are what the job has moved and used so far.
+type Counters struct {
+	Memory memtap.Counters
+	Disks  memtap.Counters       // of all clones together
+	CPU    map[int]time.Duration // the hypervisors' processor time, by clone id
+}
+
+// Notice is a line of the daemon's to the launcher. Exactly one field is set.
+type Notice struct {
+	Progress string `json:"progress,omitempty"` // a step that takes time has begun
+	Clone    int    `json:"clone,omitempty"`    // this clone is gone,
+	Reason   string `json:"reason,omitempty"`   // for this reason
+}

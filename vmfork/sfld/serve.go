@@ -1,0 +1,163 @@
+package sfld
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"net/rpc"
+	"os"
+	"os/signal"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/hashicorp/yamux"
+)
+
+// connectionFD is the daemon's end of the socket pair to the launcher.
+const connectionFD = 3
+
+// What a stream of the connection is for is its first byte.
+const (
+	streamRPC    = 'r'
+	streamNotice = 'n'
+	streamAttach = 'a' // followed by the clone's id, two bytes, high first
+)
+
+// Main is the daemon. It returns when the launcher has gone.
+func Main(ctx context.Context) error {
+	f := os.NewFile(connectionFD, "launcher")
+	conn, err := net.FileConn(f)
+	if err != nil {
+		return fmt.Errorf("the host daemon is started by mpirun-sf, not by hand: %w", err)
+	}
+	f.Close()
+	// The first process of a PID namespace gets no signal that it does not
+	// ask for.
+	ctx, stop := signal.NotifyContext(ctx, syscall.SIGTERM, syscall.SIGINT)
+	defer stop()
+	var opts Options
+	if err := json.NewDecoder(io.LimitReader(oneByte{conn}, 1<<16)).Decode(&opts); err != nil {
+		return fmt.Errorf("read the job's options: %w", err)
+	}
+	return serve(ctx, conn, opts)
+}
+
+// oneByte keeps a decoder from reading ahead.
+type oneByte struct{ r io.Reader }
+
+func (o oneByte) Read(p []byte) (int, error) { return o.r.Read(p[:1]) }
+
+func serve(ctx context.Context, conn net.Conn, opts Options) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	mux, err := yamux.Server(conn, muxConfig())
+	if err != nil {
+		return fmt.Errorf("speak to the launcher: %w", err)
+	}
+	defer mux.Close()
+	context.AfterFunc(ctx, func() { mux.Close() })
+
+	notices := make(chan Notice, 64)
+	notify := func(n Notice) {
+		select {
+		case notices <- n:
+		case <-ctx.Done():
+		}
+	}
+	// The engine begins while the launcher opens its streams; what goes wrong
+	// there is the answer to its first call.
+	var engine *Engine
+	begin := sync.OnceValue(func() error {
+		if err := settle(); err != nil {
+			return err
+		}
+		var err error
+		engine, err = newEngine(ctx, opts, notify)
+		return err
+	})
+	go begin()
+	var calls sync.WaitGroup
+	for {
+		st, err := mux.AcceptStream()
+		if err != nil {
+			break // the launcher has gone, or we were told to
+		}
+		calls.Go(func() {
+			defer st.Close()
+			var kind [1]byte
+			if _, err := io.ReadFull(st, kind[:]); err != nil {
+				return
+			}
+			switch kind[0] {
+			case streamRPC:
+				server := rpc.NewServer()
+				if err := begin(); err != nil {
+					server.RegisterName("SFLD", &failed{err})
+				} else {
+					server.RegisterName("SFLD", &service{engine, ctx})
+				}
+				server.ServeConn(st)
+			case streamNotice:
+				enc := json.NewEncoder(st)
+				for {
+					select {
+					case n := <-notices:
+						if enc.Encode(n) != nil {
+							return
+						}
+					case <-ctx.Done():
+						return
+					}
+				}
+			case streamAttach:
+				if begin() == nil {
+					engine.attach(st)
+				}
+			}
+		})
+	}
+	cancel()
+	if begin() == nil {
+		// Clones end first: calls that wait for one then return.
+		err = engine.Close()
+	}
+	calls.Wait()
+	return err
+}
+
+// attach joins a stream with the channel of the clone that it names.
+func (e *Engine) attach(st *yamux.Stream) {
+	var id [2]byte
+	if _, err := io.ReadFull(st, id[:]); err != nil {
+		return
+	}
+	c, err := e.get(int(id[0])<<8 | int(id[1]))
+	if err != nil {
+		return
+	}
+	channel := c.vm.Channel()
+	go func() {
+		io.Copy(channel, st)
+	}()
+	io.Copy(st, channel)
+}
+
+// failed answers every call of a daemon whose job could not begin.
+type failed struct{ err error }
+
+func (f *failed) Prepare(PrepareArgs, *Prepared) error      { return f.err }
+func (f *failed) RequestTicket(RequestArgs, *Granted) error { return f.err }
+
+func muxConfig() *yamux.Config {
+	c := yamux.DefaultConfig()
+	c.LogOutput = io.Discard
+	// A socket pair breaks when its other end goes, and only then.
+	c.EnableKeepAlive = false
+	c.ConnectionWriteTimeout = time.Hour
+	c.StreamOpenTimeout = 0
+	c.StreamCloseTimeout = time.Hour
+	return c
+}
