@@ -62,7 +62,7 @@ func Start(ctx context.Context, program string, opts Options, notice func(Notice
 	}()
 	line, err := json.Marshal(opts)
 	if err == nil {
-		_, err = conn.Write(append(line, '\n'))
+		_, err = conn.Write(line) // no line end: the daemon reads exactly one value
 	}
 	if err == nil {
 		c.mux, err = yamux.Client(conn, muxConfig())

@@ -1,0 +1,87 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+
+	"github.com/urfave/cli/v2"
+
+	"github.com/mpirun-sf/mpirun-sf/vmfork/guest"
+	"github.com/mpirun-sf/mpirun-sf/vmfork/hypervisor/qemu"
+	"github.com/mpirun-sf/mpirun-sf/vmfork/memtap"
+	"github.com/mpirun-sf/mpirun-sf/vmfork/network"
+)
+
+// checkMachine finds what a job would miss, as far as that is cheap to know;
+// the first thing that is missing is the error.
+func checkMachine() error {
+	if os.Geteuid() != 0 {
+		return errors.New("starting virtual machines needs root here (namespaces, taps, FUSE): run it with sudo")
+	}
+	for _, dev := range []struct{ path, remedy string }{
+		{"/dev/fuse", "load the module (modprobe fuse), or give the container the device"},
+		{"/dev/net/tun", "load the module (modprobe tun), or give the container the device"},
+	} {
+		f, err := os.OpenFile(dev.path, os.O_RDWR, 0)
+		if err != nil {
+			return fmt.Errorf("%s cannot be opened (%w): %s", dev.path, errors.Unwrap(err), dev.remedy)
+		}
+		f.Close()
+	}
+	_, err := qemu.Find(context.Background(), qemu.TCG)
+	return err
+}
+
+func doctorCommand() *cli.Command {
+	return &cli.Command{
+		Name:  "doctor",
+		Usage: "check that this machine has what mpirun-sf needs",
+		Action: func(c *cli.Context) error {
+			bad := 0
+			check := func(what string, err error) {
+				if err != nil {
+					bad++
+					fmt.Printf("missing  %s: %v\n", what, err)
+					return
+				}
+				fmt.Printf("ok       %s\n", what)
+			}
+			var root error
+			if os.Geteuid() != 0 {
+				root = errors.New("run it with sudo")
+			}
+			check("root", root)
+			driver, err := qemu.Find(c.Context, qemu.TCG)
+			name := "QEMU 7.2 or newer"
+			if err == nil {
+				name = "QEMU " + driver.Release
+			}
+			check(name, err)
+			check("FUSE", memtap.Probe())
+			check("network namespaces, bridges and taps", network.Probe(c.Context))
+			cache, err := guest.DefaultCache()
+			if err == nil {
+				var kernel *guest.Kernel
+				if kernel, err = guest.FindKernel(c.Context, cache.Dir+"/kernels", func(string) {}); err == nil {
+					name = "a kernel for guests: " + kernel.Release
+				} else {
+					name = "a kernel for guests"
+				}
+			}
+			check(name, err)
+			_, err = guest.UCXProgress()
+			check("the preload against MPICH's hang in MPI_Finalize", err)
+			if _, reason := qemu.Probe(c.Context); reason != nil {
+				fmt.Printf("slow     %v: clones run under TCG\n", reason)
+			} else {
+				fmt.Println("ok       KVM")
+			}
+			if bad > 0 {
+				return exitStatus(1)
+			}
+			return nil
+		},
+	}
+}

@@ -1,0 +1,255 @@
+package main
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/urfave/cli/v2"
+
+	"github.com/mpirun-sf/mpirun-sf/vmfork/network"
+)
+
+const usage = `mpirun-sf runs an MPI program with every rank in its own clone of a virtual machine.
+
+Usage:
+    mpirun-sf [options] PROGRAM [ARGUMENTS]
+    mpirun-sf image ls|rm|build     the cache of guest images
+    mpirun-sf doctor                checks that this machine has what it takes
+    mpirun-sf clean                 removes what killed launchers left behind
+
+Example:
+    $ mpicc.mpich -o hello hello.c
+    $ sudo mpirun-sf -np 4 ./hello
+
+Options:
+    -np, -n N            ranks (default 1)
+    -ppn K               ranks on one clone, which gets K virtual CPUs (default 1)
+    --memory SIZE        RAM for each rank: 512M, 2G (default 512M)
+    --share DIR[:ro]     a folder to share with the clones, beside the working
+                         directory; may be repeated; DIR may be the working directory
+    -wdir DIR            run in DIR instead of the working directory
+    -env NAME VALUE      set a variable for the ranks; may be repeated
+    -l                   begin every line of output with its rank
+    --image FILE         a disk image of your own, raw or qcow2, instead of a
+                         guest made from this machine
+    --oversubscribe      let ranks share clones when memory does not allow one each
+    --strict             refuse more virtual CPUs than this machine has cores
+    --start-timeout T    how long clones and ranks may take to start (default 2m)
+    --window SIZE        read around a page fault: 4K to 128K (default 32K)
+    --accel kvm|tcg      take this instead of what the probe of KVM says
+    -q                   no lines of mpirun-sf's own but errors
+    -v                   a timeline, and bytes fetched by path
+    --log-format json    mpirun-sf's own lines as JSON
+    --version, --help
+
+The working directory appears in every clone at the same path. Everything else
+of this machine's files does not. Rank 0 reads standard input. The exit status is
+that of the first rank that failed, 128+N if signal N killed it.
+`
+
+// options are a launcher's command line.
+type options struct {
+	np, ppn       int
+	memory        int64 // bytes a rank
+	shares        []shareOption
+	dir           string
+	env           []string
+	label         bool
+	image         string
+	oversubscribe bool
+	strict        bool
+	startLimit    time.Duration
+	window        int
+	accel         string
+	argv          []string
+}
+
+// shareOption is a folder to share.
+type shareOption struct {
+	dir      string // absolute, without symbolic links
+	readOnly bool
+}
+
+func launcherApp() *cli.App {
+	app := baseApp()
+	app.HideVersion = false
+	app.CustomAppHelpTemplate = usage
+	app.Flags = []cli.Flag{
+		&cli.IntFlag{Name: "np", Aliases: []string{"n"}, Value: 1},
+		&cli.IntFlag{Name: "ppn", Value: 1},
+		&cli.StringFlag{Name: "memory", Value: "512M"},
+		&cli.StringSliceFlag{Name: "share", KeepSpace: true},
+		&cli.StringFlag{Name: "wdir"},
+		&cli.StringSliceFlag{Name: "env", Aliases: []string{"genv"}, KeepSpace: true},
+		&cli.BoolFlag{Name: "l", Aliases: []string{"prepend-rank"}},
+		&cli.StringFlag{Name: "image"},
+		&cli.BoolFlag{Name: "oversubscribe"},
+		&cli.BoolFlag{Name: "strict"},
+		&cli.DurationFlag{Name: "start-timeout", Value: 2 * time.Minute},
+		&cli.StringFlag{Name: "window", Value: "32K"},
+		&cli.StringFlag{Name: "accel"},
+		&cli.BoolFlag{Name: "q", Aliases: []string{"quiet"}},
+		&cli.BoolFlag{Name: "v", Aliases: []string{"verbose"}},
+		&cli.StringFlag{Name: "log-format", Value: "text"},
+	}
+	// -v is verbose here, as it is for mpiexec; the library wants it for the version.
+	app.HideVersion = true
+	app.Flags = append(app.Flags, &cli.BoolFlag{Name: "version", Aliases: []string{"V"}})
+	// A value may hold commas: paths and variables do.
+	app.DisableSliceFlagSeparator = true
+	app.Action = func(c *cli.Context) error {
+		if c.Bool("version") {
+			fmt.Println("mpirun-sf", version)
+			return nil
+		}
+		o, err := parseOptions(c)
+		if err != nil {
+			return err
+		}
+		return launchJob(c.Context, o)
+	}
+	return app
+}
+
+// normalise turns "-env NAME VALUE", which has two words as in every mpiexec,
+// into one word for the library, and ends the options at the program.
+func normalise(flags []cli.Flag, args []string) []string {
+	takesValue := map[string]bool{}
+	for _, f := range flags {
+		_, isBool := f.(*cli.BoolFlag)
+		for _, n := range f.Names() {
+			takesValue[n] = !isBool
+		}
+	}
+	out := args[:1:1]
+	for i := 1; i < len(args); i++ {
+		a := args[i]
+		name, _, joined := strings.Cut(strings.TrimLeft(a, "-"), "=")
+		switch {
+		case a == "--" || !strings.HasPrefix(a, "-"):
+			if a != "--" {
+				out = append(out, "--")
+			}
+			return append(out, args[i:]...)
+		case (name == "env" || name == "genv") && !joined && i+2 < len(args):
+			out = append(out, a, args[i+1]+"="+args[i+2])
+			i += 2
+		case takesValue[name] && !joined && i+1 < len(args):
+			out = append(out, a, args[i+1])
+			i++
+		default:
+			out = append(out, a)
+		}
+	}
+	return out
+}
+
+func parseOptions(c *cli.Context) (options, error) {
+	o := options{
+		np: c.Int("np"), ppn: c.Int("ppn"),
+		label: c.Bool("l"), image: c.String("image"), accel: c.String("accel"),
+		oversubscribe: c.Bool("oversubscribe"), strict: c.Bool("strict"),
+		startLimit: c.Duration("start-timeout"), env: c.StringSlice("env"),
+		argv: c.Args().Slice(),
+	}
+	switch f := c.String("log-format"); f {
+	case "text":
+	case "json":
+		tui.asJSON()
+	default:
+		return o, fmt.Errorf("--log-format %s: it is text or json", f)
+	}
+	if c.Bool("v") {
+		tui.level = verbose
+	}
+	if c.Bool("q") {
+		tui.level = quiet
+	}
+	if len(o.argv) == 0 {
+		return o, fmt.Errorf("no program was given; for example: mpirun-sf -np 4 ./hello (--help shows the options)")
+	}
+	if o.np < 1 || o.np > network.MaxID {
+		return o, fmt.Errorf("-np %d: the number of ranks is from 1 to %d", o.np, network.MaxID)
+	}
+	if o.ppn < 1 || o.ppn > 255 {
+		return o, fmt.Errorf("-ppn %d: a clone has from 1 to 255 ranks", o.ppn)
+	}
+	o.ppn = min(o.ppn, o.np)
+	if !slices.Contains([]string{"", "kvm", "tcg"}, o.accel) {
+		return o, fmt.Errorf("--accel %s: it is kvm or tcg", o.accel)
+	}
+	if o.startLimit <= 0 {
+		return o, fmt.Errorf("--start-timeout %v: it is a time such as 90s or 5m", o.startLimit)
+	}
+	var err error
+	if o.memory, err = parseSize(c.String("memory")); err != nil || o.memory < 128<<20 || o.memory > 1<<40 {
+		return o, fmt.Errorf("--memory %s: it is a size from 128M, such as 512M or 2G", c.String("memory"))
+	}
+	o.memory = o.memory >> 20 << 20
+	window, err := parseSize(c.String("window"))
+	if err != nil || window < 4<<10 || window > 128<<10 {
+		return o, fmt.Errorf("--window %s: it is a size from 4K to 128K", c.String("window"))
+	}
+	o.window = int(window)
+	for _, e := range o.env {
+		if name, _, ok := strings.Cut(e, "="); !ok || name == "" {
+			return o, fmt.Errorf("-env %s: it takes a name and a value: -env NAME VALUE", e)
+		}
+	}
+	if o.dir = c.String("wdir"); o.dir == "" {
+		o.dir, err = os.Getwd()
+	} else {
+		o.dir, err = filepath.Abs(o.dir)
+	}
+	if err != nil {
+		return o, fmt.Errorf("find the working directory: %w", err)
+	}
+	for _, s := range c.StringSlice("share") {
+		one, err := parseShare(s)
+		if err != nil {
+			return o, err
+		}
+		o.shares = append(o.shares, one)
+	}
+	return o, nil
+}
+
+// parseSize reads a size as QEMU's -m does: a number of megabytes, or with a
+// suffix K, M, G or T.
+func parseSize(s string) (int64, error) {
+	shift := 20
+	digits := strings.TrimSuffix(strings.ToUpper(s), "B")
+	if i := strings.IndexAny(digits, "KMGT"); i >= 0 && i == len(digits)-1 {
+		shift = 10 * (1 + strings.IndexByte("KMGT", digits[i]))
+		digits = digits[:i]
+	}
+	n, err := strconv.ParseInt(digits, 10, 64)
+	if err != nil || n < 0 || n > 1<<60>>shift {
+		return 0, fmt.Errorf("%q is not a size", s)
+	}
+	return n << shift, nil
+}
+
+// parseShare reads DIR[:ro].
+func parseShare(s string) (shareOption, error) {
+	dir, readOnly := strings.CutSuffix(s, ":ro")
+	if !readOnly {
+		dir = strings.TrimSuffix(dir, ":rw")
+	}
+	if dir == "" {
+		return shareOption{}, fmt.Errorf("--share %q: it takes a folder: --share DIR or --share DIR:ro", s)
+	}
+	abs, err := filepath.Abs(dir)
+	if err != nil {
+		return shareOption{}, fmt.Errorf("--share %s: %w", s, err)
+	}
+	if st, err := os.Stat(abs); err != nil || !st.IsDir() {
+		return shareOption{}, fmt.Errorf("--share %s: there is no such folder", dir)
+	}
+	return shareOption{abs, readOnly}, nil
+}

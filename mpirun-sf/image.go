@@ -1,0 +1,144 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"text/tabwriter"
+
+	"github.com/urfave/cli/v2"
+
+	"github.com/mpirun-sf/mpirun-sf/vmfork/allocator"
+	"github.com/mpirun-sf/mpirun-sf/vmfork/guest"
+)
+
+func imageCommand() *cli.Command {
+	return &cli.Command{
+		Name:  "image",
+		Usage: "the cache of guest images",
+		Subcommands: []*cli.Command{
+			{Name: "ls", Usage: "list the images, with their checkpoints' size", Action: imageList},
+			{Name: "rm", Usage: "remove images by key", ArgsUsage: "KEY ... | --all", Action: imageRemove,
+				Flags: []cli.Flag{&cli.BoolFlag{Name: "all", Usage: "every image that is not in use"}}},
+			{Name: "build", Usage: "build a program's image ahead of its first run", ArgsUsage: "PROGRAM", Action: imageBuild},
+		},
+	}
+}
+
+func imageList(c *cli.Context) error {
+	cache, err := guest.DefaultCache()
+	if err != nil {
+		return err
+	}
+	entries, err := cache.List()
+	if err != nil {
+		return err
+	}
+	w := tabwriter.NewWriter(os.Stdout, 0, 8, 2, ' ', 0)
+	fmt.Fprintln(w, "KEY\tSIZE\tLAST USED\tMADE FOR\tKERNEL")
+	for _, e := range entries {
+		madeFor, kernel := "unusable: made again when needed", ""
+		if e.Manifest != nil {
+			madeFor, kernel = e.Manifest.Program, e.Manifest.Kernel
+		}
+		fmt.Fprintf(w, "%s\t%d MB\t%s\t%s\t%s\n", e.Key, e.Size>>20, e.LastUsed.Format("2006-01-02 15:04"), madeFor, kernel)
+	}
+	return w.Flush()
+}
+
+func imageRemove(c *cli.Context) error {
+	cache, err := guest.DefaultCache()
+	if err != nil {
+		return err
+	}
+	keys := c.Args().Slice()
+	if c.Bool("all") {
+		entries, err := cache.List()
+		if err != nil {
+			return err
+		}
+		for _, e := range entries {
+			if !e.InUse {
+				keys = append(keys, e.Key)
+			}
+		}
+	} else if len(keys) == 0 {
+		return errors.New("image rm: which? mpirun-sf image ls shows the keys, --all takes every one")
+	}
+	var errs []error
+	for _, k := range keys {
+		errs = append(errs, cache.Remove(k))
+	}
+	return errors.Join(errs...)
+}
+
+func imageBuild(c *cli.Context) error {
+	if c.NArg() != 1 {
+		return errors.New("image build: it takes one program")
+	}
+	program, err := findProgram(c.Args().First(), mustGetwd())
+	if err != nil {
+		return err
+	}
+	if _, err := guest.Recognise(program, os.Getenv("LD_LIBRARY_PATH")); err != nil {
+		return err
+	}
+	self, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	user, err := findCaller()
+	if err != nil {
+		return err
+	}
+	cache, err := guest.DefaultCache()
+	if err != nil {
+		return err
+	}
+	image, err := guest.Build(c.Context, cache, guest.Spec{
+		Program: program, LibraryPath: os.Getenv("LD_LIBRARY_PATH"), Agent: self,
+		User: guest.User{Name: user.name, UID: int(user.UID), GID: int(user.GID), Home: user.home},
+	}, func(line string) { tui.Step(line) })
+	if err != nil {
+		return err
+	}
+	defer image.Release()
+	if image.Found {
+		tui.Notice("image %.12s is there already (%d MB)", image.Key, image.Used>>20)
+		return nil
+	}
+	tui.Notice("image %.12s built (%d MB, %.1f s)", image.Key, image.Used>>20, image.Took.Seconds())
+	return nil
+}
+
+func mustGetwd() string {
+	dir, err := os.Getwd()
+	if err != nil {
+		return "/"
+	}
+	return dir
+}
+
+func cleanCommand() *cli.Command {
+	return &cli.Command{
+		Name:  "clean",
+		Usage: "remove what killed launchers left behind",
+		Action: func(c *cli.Context) error {
+			n, err := allocator.Local{Dir: filepath.Join("/run/mpirun-sf", "jobs")}.Clean()
+			if err != nil {
+				return err
+			}
+			cache, err := guest.DefaultCache()
+			if err != nil {
+				return err
+			}
+			removed, err := cache.Trim()
+			if err != nil {
+				return err
+			}
+			tui.Notice("%s of dead jobs and %s removed", plural(n, "reservation"), plural(len(removed), "cached image"))
+			return nil
+		},
+	}
+}

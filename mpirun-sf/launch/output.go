@@ -1,0 +1,63 @@
+package launch
+
+import (
+	"bytes"
+	"io"
+	"sync"
+)
+
+// maxLine is the longest line that is kept whole, in bytes. Of a longer one,
+// pieces of this size are.
+const maxLine = 1 << 20
+
+// lineWriter gathers what one rank writes and passes it on line by line, so
+// that lines of different ranks never mix.
+type lineWriter struct {
+	out    io.Writer
+	mu     *sync.Mutex // shared by all that write to the same terminal
+	prefix []byte
+	buf    []byte
+}
+
+func (w *lineWriter) Write(p []byte) (int, error) {
+	n := len(p)
+	for {
+		i := bytes.IndexByte(p, '\n')
+		if i < 0 {
+			break
+		}
+		if err := w.emit(p[:i+1]); err != nil {
+			return 0, err
+		}
+		p = p[i+1:]
+	}
+	w.buf = append(w.buf, p...)
+	if len(w.buf) >= maxLine {
+		return n, w.emit(nil)
+	}
+	return n, nil
+}
+
+// emit writes what has gathered, and then end, in one piece.
+func (w *lineWriter) emit(end []byte) error {
+	line := end
+	if len(w.buf) > 0 || len(w.prefix) > 0 {
+		line = append(append(append([]byte{}, w.prefix...), w.buf...), end...)
+		w.buf = w.buf[:0]
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	_, err := w.out.Write(line)
+	return err
+}
+
+// Close passes on a last line without an end. With a label it gets one.
+func (w *lineWriter) Close() error {
+	if len(w.buf) == 0 {
+		return nil
+	}
+	if len(w.prefix) > 0 {
+		return w.emit([]byte("\n"))
+	}
+	return w.emit(nil)
+}

@@ -1,0 +1,96 @@
+// Command mpirun-sf clones a virtual machine, runs an MPI program in the
+// clones, and joins them.
+//
+// It is also everything else that a host and a guest need, as subcommands:
+// the host daemon, the server of shared folders, and the guest's agent, which
+// is this same program as the guest's init.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"runtime/debug"
+	"slices"
+
+	"github.com/rs/zerolog"
+	"github.com/urfave/cli/v2"
+
+	"github.com/mpirun-sf/mpirun-sf/vmfork/agent"
+	"github.com/mpirun-sf/mpirun-sf/vmfork/sfld"
+	"github.com/mpirun-sf/mpirun-sf/vmfork/share"
+)
+
+// version is set by the linker.
+var version = "unknown"
+
+func main() {
+	if os.Getpid() == 1 && os.Args[0] == "/init" {
+		if agent.Main() != nil {
+			os.Exit(1)
+		}
+		return
+	}
+	os.Exit(run(os.Args))
+}
+
+// exitStatus is an error that has been reported, or that needs no report.
+type exitStatus int
+
+func (s exitStatus) Error() string { return fmt.Sprintf("exit status %d", int(s)) }
+
+func run(args []string) int {
+	app := launcherApp()
+	if len(args) > 1 && isCommand(args[1]) {
+		app = commandsApp()
+	} else {
+		args = normalise(app.Flags, args)
+	}
+	err := app.RunContext(context.Background(), args)
+	var status exitStatus
+	switch {
+	case err == nil:
+		return 0
+	case errors.As(err, &status):
+		return int(status)
+	default:
+		tui.Error(err)
+		return 1
+	}
+}
+
+func isCommand(name string) bool {
+	return slices.ContainsFunc(commandsApp().Commands, func(c *cli.Command) bool { return c.HasName(name) })
+}
+
+// baseApp is what the launcher and the subcommands have in common.
+func baseApp() *cli.App {
+	return &cli.App{
+		Name:            "mpirun-sf",
+		Version:         version,
+		HideHelpCommand: true,
+		Writer:          os.Stdout,
+		ErrWriter:       os.Stderr,
+		ExitErrHandler:  func(*cli.Context, error) {},
+		OnUsageError: func(_ *cli.Context, err error, _ bool) error {
+			return fmt.Errorf("%w; mpirun-sf --help shows the options", err)
+		},
+	}
+}
+
+func commandsApp() *cli.App {
+	app := baseApp()
+	app.Commands = []*cli.Command{
+		imageCommand(), doctorCommand(), cleanCommand(),
+		{Name: "sfld", Hidden: true, Action: func(c *cli.Context) error {
+			// A guest's worth of garbage is not worth a collection under a fork.
+			debug.SetGCPercent(400)
+			return sfld.Main(c.Context)
+		}},
+		{Name: "share", Hidden: true, Action: func(c *cli.Context) error {
+			return share.Main(c.Context, os.Stdin, os.Stdout, zerolog.Nop())
+		}},
+	}
+	return app
+}
