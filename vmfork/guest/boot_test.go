@@ -30,37 +30,31 @@ func TestImageBoots(t *testing.T) {
 	defer img.Release()
 	t.Logf("image of %d MB made in %v", img.Used>>20, img.Took)
 	// The init looks for the command at a fixed place.
-	need(t, "debugfs", "e2fsprogs")
 	command(t, need(t, "debugfs", "e2fsprogs"), "-w", "-R", "write "+cmd+" command", img.Root)
 
-	for _, machine := range []string{"q35", "microvm"} {
-		t.Run(machine, func(t *testing.T) {
-			suffix := "-pci"
-			if strings.HasPrefix(machine, "microvm") {
-				suffix = "-device"
-			}
-			out := bootGuest(t, qemu, machine, suffix, img)
-			for _, want := range []string{"GUEST OK", "hello from 0 of 1"} {
-				if !strings.Contains(out, want) {
-					t.Errorf("the guest did not say %q:\n%s", want, out)
-				}
-			}
-		})
+	out := bootGuest(t, qemu, img)
+	for _, want := range []string{"GUEST OK", "hello from 0 of 1"} {
+		if !strings.Contains(out, want) {
+			t.Errorf("the guest did not say %q:\n%s", want, out)
+		}
 	}
 }
 
-func bootGuest(t *testing.T, qemu, machine, suffix string, img *Image) string {
+// bootGuest boots on q35. (On microvm, a busy host makes one boot in eight hang
+// under TCG: the kernel's calibration of the TSC fails, and there is no HPET or
+// ACPI timer to fall back on.)
+func bootGuest(t *testing.T, qemu string, img *Image) string {
 	ctx, cancel := context.WithTimeout(t.Context(), 60*time.Second)
 	defer cancel()
 	start := time.Now()
-	cmd := exec.CommandContext(ctx, qemu, "-M", machine, "-accel", "tcg", "-cpu", "max", "-m", "512",
+	cmd := exec.CommandContext(ctx, qemu, "-M", "q35", "-accel", "tcg", "-cpu", "max", "-m", "512",
 		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-serial", "stdio",
 		"-kernel", img.Kernel, "-initrd", img.Initramfs, "-append", "console=ttyS0 quiet panic=-1",
 		"-drive", "file="+img.Root+",format=raw,if=none,id=root,snapshot=on",
-		"-device", "virtio-blk"+suffix+",drive=root",
-		"-netdev", "hubport,hubid=0,id=net", "-device", "virtio-net"+suffix+",netdev=net",
-		"-device", "virtio-serial"+suffix, "-device", "virtserialport,name=test",
-		"-device", "virtio-balloon"+suffix,
+		"-device", "virtio-blk-pci,drive=root",
+		"-netdev", "hubport,hubid=0,id=net", "-device", "virtio-net-pci,netdev=net",
+		"-device", "virtio-serial-pci", "-device", "virtserialport,name=test",
+		"-device", "virtio-balloon-pci",
 	)
 	cmd.Env = append(os.Environ(), "TMPDIR="+t.TempDir())
 	var out bytes.Buffer

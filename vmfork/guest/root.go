@@ -37,10 +37,11 @@ func BuildRoot(ctx context.Context, dst string, spec Spec) (used int64, err erro
 	if err != nil {
 		return 0, err
 	}
-	return p.build(ctx, dst)
+	used, err = p.build(ctx, dst)
+	return used, outOfSpace(err, filepath.Dir(dst))
 }
 
-// build is BuildRoot for a plan. A full disk is reported as one line.
+// build is BuildRoot for a plan.
 func (p *plan) build(ctx context.Context, dst string) (used int64, err error) {
 	staging, err := os.MkdirTemp(filepath.Dir(dst), "staging-")
 	if err != nil {
@@ -50,7 +51,6 @@ func (p *plan) build(ctx context.Context, dst string) (used int64, err error) {
 	defer func() {
 		if err != nil {
 			os.Remove(dst)
-			err = outOfSpace(err, filepath.Dir(dst))
 		}
 	}()
 	size, inodes, err := p.stage(ctx, staging)

@@ -85,7 +85,7 @@ func outOfSpace(err error, dir string) error {
 	if unix.Statfs(dir, &st) == nil {
 		free = fmt.Sprintf(" (%d MB free)", int64(st.Bavail)*st.Bsize>>20)
 	}
-	return &spaceError{fmt.Sprintf("the disk of %s is full%s: free some space, run mpirun-sf image rm, or set XDG_CACHE_HOME to a folder on another disk", dir, free), err}
+	return &spaceError{fmt.Sprintf("no room on the disk of %s%s: free some space, run mpirun-sf image rm, or set XDG_CACHE_HOME to a folder on another disk", dir, free), err}
 }
 
 // A spaceError hides the chain of causes below one line, for the user; errors.Is
