@@ -64,7 +64,7 @@ func doctorCommand() *cli.Command {
 			cache, err := guest.DefaultCache()
 			if err == nil {
 				var kernel *guest.Kernel
-				if kernel, err = guest.FindKernel(c.Context, cache.Dir+"/kernels", func(string) {}); err == nil {
+				if kernel, err = guest.FindKernel(c.Context, cache.Dir, func(string) {}); err == nil {
 					name = "a kernel for guests: " + kernel.Release
 				} else {
 					name = "a kernel for guests"
