@@ -14,7 +14,6 @@ import (
 	"syscall"
 	"time"
 
-	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
 	"github.com/mpirun-sf/mpirun-sf/mpirun-sf/launch"
@@ -268,32 +267,10 @@ func (j *job) makeClones(ctx context.Context) ([]launch.Place, ticket.Ticket, er
 	}
 	j.phase("clones ready")
 
-	places := make([]launch.Place, len(tk.Clones))
-	ranks := tk.Ranks(j.np)
 	limit, cancel := context.WithTimeout(ctx, j.startLimit)
 	defer cancel()
-	group, limit := errgroup.WithContext(limit)
-	for i, c := range tk.Clones {
-		group.Go(func() error {
-			s, err := j.daemon.Attach(c.ID)
-			if err != nil {
-				return err
-			}
-			for _, m := range mounts {
-				if err := s.Mount(limit, m); err != nil {
-					return fmt.Errorf("%s: %w", c.Name, err)
-				}
-			}
-			if place != nil {
-				if err := s.Place(limit, *place); err != nil {
-					return fmt.Errorf("%s: %w", c.Name, err)
-				}
-			}
-			places[i] = launch.Place{Name: c.Name, IP: c.IP.String(), Session: s, Ranks: ranks[i]}
-			return nil
-		})
-	}
-	if err := group.Wait(); err != nil {
+	places, err := launch.Connect(limit, j.daemon.Attach, tk, j.np, mounts, place)
+	if err != nil {
 		return nil, tk, err
 	}
 	j.phase("folders mounted")

@@ -114,7 +114,7 @@ func (e *Engine) prepareProcess(w *warmed) error {
 func (e *Engine) fork(ctx context.Context, t ticket.Ticket) (*Cloned, error) {
 	begin := time.Now()
 	var mu sync.Mutex // guards result
-	result := &Cloned{Running: map[int]time.Duration{}, Ready: map[int]time.Duration{}}
+	result := &Cloned{Running: map[int]time.Duration{}, Ready: map[int]time.Duration{}, CPU: map[int]time.Duration{}}
 	for _, tc := range t.Clones {
 		e.startProcess(tc.ID)
 	}
@@ -134,6 +134,10 @@ func (e *Engine) fork(ctx context.Context, t ticket.Ticket) (*Cloned, error) {
 				return e.blame(err)
 			}
 			running := time.Since(begin)
+			cpu, err := w.vm.CPUTime()
+			if err != nil {
+				return e.blame(err)
+			}
 			if err := agent.Greet(ctx, w.vm.Channel(), e.identity(t, tc)); err != nil {
 				return e.blame(fmt.Errorf("%w%s", err, lastWords(w.vm, hypervisor.Config{Name: tc.Name, Dir: jobDir})))
 			}
@@ -142,7 +146,7 @@ func (e *Engine) fork(ctx context.Context, t ticket.Ticket) (*Cloned, error) {
 			}
 			ready := time.Since(begin)
 			mu.Lock()
-			result.Running[tc.ID], result.Ready[tc.ID] = running, ready
+			result.Running[tc.ID], result.Ready[tc.ID], result.CPU[tc.ID] = running, ready, cpu
 			mu.Unlock()
 			e.mu.Lock()
 			delete(e.warm, tc.ID)

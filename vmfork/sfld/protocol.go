@@ -70,10 +70,11 @@ type CloneArgs struct {
 	Limit  time.Duration // until every clone is ready
 }
 
-// Cloned says how the fork went. Times are from the call.
+// Cloned says how the fork went, by clone id. Times are from the call.
 type Cloned struct {
-	Running map[int]time.Duration // vCPUs run, by clone id
-	Ready   map[int]time.Duration // identity set, link up
+	Running map[int]time.Duration // until its vCPUs ran
+	Ready   map[int]time.Duration // until its identity was set and its link up
+	CPU     map[int]time.Duration // its hypervisor's processor time until its vCPUs ran
 }
 
 // ShareArgs asks for a folder to be served to the clones.

@@ -1,0 +1,41 @@
+package launch
+
+import (
+	"context"
+	"fmt"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/mpirun-sf/mpirun-sf/vmfork/agent"
+	"github.com/mpirun-sf/mpirun-sf/vmfork/share"
+	"github.com/mpirun-sf/mpirun-sf/vmfork/ticket"
+)
+
+// Connect begins a session with every clone of a ticket, mounts the shared
+// folders there, in order, and puts the program in its place when place is not
+// nil. Which ranks run where follows from the ticket.
+func Connect(ctx context.Context, attach func(id int) (*agent.Session, error), t ticket.Ticket, np int, mounts []share.Mounting, place *agent.Place) ([]Place, error) {
+	places, ranks := make([]Place, len(t.Clones)), t.Ranks(np)
+	group, ctx := errgroup.WithContext(ctx)
+	for i, c := range t.Clones {
+		group.Go(func() error {
+			s, err := attach(c.ID)
+			if err != nil {
+				return err
+			}
+			for _, m := range mounts {
+				if err := s.Mount(ctx, m); err != nil {
+					return fmt.Errorf("%s: %w", c.Name, err)
+				}
+			}
+			if place != nil {
+				if err := s.Place(ctx, *place); err != nil {
+					return fmt.Errorf("%s: %w", c.Name, err)
+				}
+			}
+			places[i] = Place{Name: c.Name, IP: c.IP.String(), Session: s, Ranks: ranks[i]}
+			return nil
+		})
+	}
+	return places, group.Wait()
+}
