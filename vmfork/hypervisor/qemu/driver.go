@@ -151,9 +151,15 @@ func (d *Driver) cmdline(own string) string {
 	// what they are for (paper section 3.4).
 	line := "console=ttyS0 quiet page_reporting.page_reporting_order=0 panic=-1 " + own
 	if d.Accel == TCG {
-		line += fmt.Sprintf(" tsc_early_khz=%d tsc=reliable", tscKHz())
+		line += ClockArguments()
 	}
 	return line
+}
+
+// ClockArguments are what a TCG guest's kernel must be told of its clock,
+// which it cannot measure on a busy host.
+func ClockArguments() string {
+	return fmt.Sprintf(" tsc_early_khz=%d tsc=reliable", tscKHz())
 }
 
 // ConsoleLog returns the end of what a machine's kernel printed, for errors.
