@@ -2,6 +2,7 @@ package agent
 
 import (
 	"bufio"
+	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -110,6 +111,40 @@ type Exit struct {
 	Signal int    `json:"signal,omitempty"`
 	Core   bool   `json:"core,omitempty"`
 	Error  string `json:"error,omitempty"` // it was lost rather than ended
+}
+
+// readMessage reads one message of the handshake: its length in four bytes,
+// high first, and JSON. It reads nothing of what follows, in two reads, for a
+// read of the channel is a system call and a device's work.
+func readMessage(r io.Reader, v any) error {
+	var size [4]byte
+	if _, err := io.ReadFull(r, size[:]); err != nil {
+		return err
+	}
+	n := binary.BigEndian.Uint32(size[:])
+	if n > maxLine {
+		return fmt.Errorf("read a message: %d bytes are too many", n)
+	}
+	data := make([]byte, n)
+	if _, err := io.ReadFull(r, data); err != nil {
+		if errors.Is(err, io.EOF) {
+			err = io.ErrUnexpectedEOF
+		}
+		return fmt.Errorf("read a message: %w", err)
+	}
+	if err := json.Unmarshal(data, v); err != nil {
+		return fmt.Errorf("read a message: %w", err)
+	}
+	return nil
+}
+
+func writeMessage(w io.Writer, v any) error {
+	data, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	_, err = w.Write(append(binary.BigEndian.AppendUint32(nil, uint32(len(data))), data...))
+	return err
 }
 
 // readLine reads one line of JSON into v, byte-exact: what follows the line

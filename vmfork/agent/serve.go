@@ -31,7 +31,7 @@ func serve(channel *os.File) error {
 	}
 	// Here the checkpoint is taken: the read below returns in a clone.
 	var id Identity
-	if err := readLine(bufio.NewReaderSize(oneByte{channel}, 16), &id); err != nil {
+	if err := readMessage(channel, &id); err != nil {
 		return fmt.Errorf("wait for an identity: %w", err)
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), identityLimit)
@@ -41,7 +41,7 @@ func serve(channel *os.File) error {
 	if err != nil {
 		a.Error = err.Error()
 	}
-	if err := writeLine(channel, a); err != nil {
+	if err := writeMessage(channel, a); err != nil {
 		return fmt.Errorf("answer the host: %w", err)
 	}
 	if err != nil {

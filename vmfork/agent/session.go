@@ -35,12 +35,11 @@ func AwaitReady(ctx context.Context, conn net.Conn) error {
 func Greet(ctx context.Context, conn net.Conn, id Identity) error {
 	stop := context.AfterFunc(ctx, func() { conn.SetDeadline(time.Unix(1, 0)) })
 	defer stop()
-	if err := writeLine(conn, id); err != nil {
+	if err := writeMessage(conn, id); err != nil {
 		return fmt.Errorf("give %s its identity: %w", id.Name, err)
 	}
 	var a answer
-	// A reader of one byte: what follows the answer is the session's.
-	if err := readLine(bufio.NewReaderSize(oneByte{conn}, 16), &a); err != nil {
+	if err := readMessage(conn, &a); err != nil {
 		if ctx.Err() != nil {
 			err = ctx.Err()
 		}
@@ -51,11 +50,6 @@ func Greet(ctx context.Context, conn net.Conn, id Identity) error {
 	}
 	return nil
 }
-
-// oneByte keeps a buffered reader from reading ahead.
-type oneByte struct{ r io.Reader }
-
-func (o oneByte) Read(p []byte) (int, error) { return o.r.Read(p[:1]) }
 
 // Session is the host's side of a conversation with the agent in one clone.
 type Session struct {
