@@ -14,6 +14,7 @@ import (
 
 	"github.com/mpirun-sf/mpirun-sf/vmfork/guest"
 	"github.com/mpirun-sf/mpirun-sf/vmfork/hypervisor/qemu"
+	"github.com/mpirun-sf/mpirun-sf/vmfork/network"
 )
 
 // stateDir is the agent's own folder, on a tmpfs.
@@ -50,6 +51,9 @@ func boot() error {
 		return err
 	}
 	if err := prepareRoot(); err != nil {
+		return err
+	}
+	if err := network.LoopbackUp(); err != nil {
 		return err
 	}
 	warm([]string{"/lib", "/lib64", "/usr/lib", "/usr/lib64", "/bin", "/usr/local/lib"})

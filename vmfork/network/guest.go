@@ -59,6 +59,20 @@ func Configure(ctx context.Context, config GuestConfig) error {
 	return nil
 }
 
+// LoopbackUp brings lo up. A guest does it before it is a parent, for it takes 40 ms under TCG and is the same in every
+// clone.
+func LoopbackUp() error {
+	s, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("bring lo up: %w", err)
+	}
+	defer unix.Close(s)
+	if err := control(s).setUp("lo", true); err != nil {
+		return fmt.Errorf("bring lo up: %w", err)
+	}
+	return nil
+}
+
 func (config *GuestConfig) check() error {
 	if len(config.MAC) != 6 || config.MAC[0]&1 != 0 {
 		return fmt.Errorf("%q is no hardware address of an interface", config.MAC)
