@@ -35,10 +35,16 @@ func settle() error {
 	if err := unix.Mount("proc", "/proc", "proc", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, ""); err != nil {
 		return fmt.Errorf("begin a job: mount /proc: %w", err)
 	}
-	if err := os.MkdirAll(jobDir, 0o700); err != nil {
+	// The server of a program's copy, which runs as the user, has to get
+	// there. What else is in the folder only root can open, and nobody outside
+	// of the job sees it at all.
+	if err := os.MkdirAll(jobDir, 0o755); err != nil {
 		return fmt.Errorf("begin a job: %w", err)
 	}
-	if err := unix.Mount("mpirun-sf", jobDir, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode=0700"); err != nil {
+	if err := os.Chmod(runDir, 0o755); err != nil { // whatever the umask, or an older version, made it
+		return fmt.Errorf("begin a job: %w", err)
+	}
+	if err := unix.Mount("mpirun-sf", jobDir, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode=0711"); err != nil {
 		return fmt.Errorf("begin a job: mount its folder: %w", err)
 	}
 	return nil
