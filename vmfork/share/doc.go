@@ -35,14 +35,15 @@
 // log together. A file's identity (qid.path) is its inode number, which hard links share. Extended attributes, and
 // access control lists with them, are not offered.
 //
-// Advisory locks are open file description locks (F_OFD_SETLK) on the host's file: clones exclude each other, and
-// processes of the host. They belong to the open file, not to the process: one process that opens a file twice and
-// locks it through both locks itself out, where fcntl(2) would let it through.
+// Advisory locks hold between clones, and between them and processes of the host. See lock.go for whose they are. Two
+// things differ from a local file's: unlocking with flock(2) from another process than the one which locked takes effect
+// when the file is closed; and a process that opens a file twice and read-locks the same bytes through both with
+// F_OFD_SETLK loses both locks with the first.
 //
 // # Locking
 //
 // fids are immutable, and counted: a request holds the ones that it uses, so that a clunk in the middle closes nothing
 // under it. Opening a fid puts a new one in its place. session.mu guards the table of fids and that of requests;
-// session.writeMu, taken first where both are, orders replies. Nothing that can wait for a disk or a peer is done under
-// session.mu.
+// session.writeMu, taken first where both are, orders replies. session.lockMu guards the books of locks. Nothing that can
+// wait for a disk or a peer is done under session.mu.
 package share

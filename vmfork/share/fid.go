@@ -41,17 +41,10 @@ func (h *handle) stat() (*unix.Stat_t, error) {
 // An openFile is what reads, writes and locks go through. It belongs to one fid.
 type openFile struct {
 	fd      int
-	access  uint32      // one of ninep.Open…Only, ReadWrite
-	unlocks *broadcast  // told when the file closes with locks
-	locked  atomic.Bool // there were locks
+	access  uint32 // one of ninep.Open…Only, ReadWrite
+	session *session
+	locked  atomic.Bool // locks came through it
 	dirMu   sync.Mutex  // orders the listing of a directory: seek and read
-}
-
-func (o *openFile) close() {
-	unix.Close(o.fd)
-	if o.locked.Load() {
-		o.unlocks.wake()
-	}
 }
 
 // A fid is a client's reference to a file. It does not change; see [session.replace].
@@ -71,12 +64,24 @@ func newFID(path *handle, mode uint32, where string, open *openFile) *fid {
 }
 
 func (f *fid) release() {
-	if f.refs.Add(-1) == 0 {
-		f.path.release()
-		if f.open != nil {
-			f.open.close()
-		}
+	if f.refs.Add(-1) > 0 {
+		return
 	}
+	if f.open != nil {
+		if f.open.locked.Load() {
+			f.open.session.dropLocks(f)
+		}
+		unix.Close(f.open.fd)
+	}
+	f.path.release()
+}
+
+func (f *fid) id() (fileID, error) {
+	st, err := f.path.stat()
+	if err != nil {
+		return fileID{}, err
+	}
+	return idOf(st), nil
 }
 
 // fid finds a fid. The caller releases it.

@@ -56,7 +56,7 @@ func changes(flags uint32) bool {
 }
 
 func (s *session) newOpenFile(fd int, flags uint32) *openFile {
-	return &openFile{fd: fd, access: flags & ninep.OpenAccess, unlocks: &s.export.unlocked}
+	return &openFile{fd: fd, access: flags & ninep.OpenAccess, session: s}
 }
 
 func (s *session) lopen(m *ninep.Tlopen) (ninep.Message, error) {

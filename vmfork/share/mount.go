@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -60,8 +61,8 @@ func Dial(ctx context.Context, server netip.AddrPort, token Token) (*net.TCPConn
 	return conn.(*net.TCPConn), nil
 }
 
-// Mount connects to a server and mounts the folder. The kernel owns the connection then. It needs the modules 9pnet, 9pnet_fd
-// and 9p.
+// Mount connects to a server and mounts the folder. It needs the modules 9pnet, 9pnet_fd and 9p. The connection is the
+// kernel's then; a copy of its descriptor stays here for Unmount.
 func Mount(ctx context.Context, m Mounting) error {
 	conn, err := Dial(ctx, m.Server, m.Token)
 	if err != nil {
@@ -72,34 +73,47 @@ func Mount(ctx context.Context, m Mounting) error {
 	if err != nil {
 		return fmt.Errorf("mount %s: %w", m.Target, err)
 	}
-	defer file.Close()
 	// mount(2) speaks 9P with the server before it returns, and waits for it without end.
-	stop := context.AfterFunc(ctx, func() { _ = unix.Shutdown(int(file.Fd()), unix.SHUT_RDWR) })
+	stop := context.AfterFunc(ctx, func() { hangUp(file) })
 	defer stop()
 	flags := uintptr(unix.MS_NODEV | unix.MS_NOSUID)
 	if m.ReadOnly {
 		flags |= unix.MS_RDONLY
 	}
 	err = unix.Mount("mpirun-sf", m.Target, "9p", flags, mountOptions(file))
+	if err == nil {
+		mounted.Store(m.Target, file)
+		return nil
+	}
+	file.Close()
 	switch {
 	case ctx.Err() != nil:
 		return fmt.Errorf("mount %s: wait for the server of the folder: %w", m.Target, ctx.Err())
 	case errors.Is(err, unix.ENODEV):
 		return fmt.Errorf("mount %s: this kernel has no 9p: load the modules 9pnet_fd and 9p: %w", m.Target, err)
-	case err != nil:
-		return fmt.Errorf("mount %s: %w", m.Target, err)
 	}
-	return nil
+	return fmt.Errorf("mount %s: %w", m.Target, err)
 }
 
-// Unmount takes a folder out of the tree at once, in whatever state its connection is: that of a clone, for one, ended
-// where the parent was copied. Files that are still open give errors from then on.
+// mounted has the connection (*os.File) of each target (string) that this process mounted. Like the kernel's table of
+// mounts, there is one of it.
+var mounted sync.Map
+
+// Unmount takes a folder that this process mounted out of the tree, at once, in whatever state its connection is. That of
+// a clone, for one, ended where the parent was copied, and the kernel would wait a quarter of an hour for it.
+// What is still open gives errors from then on.
 func Unmount(target string) error {
+	if file, ok := mounted.LoadAndDelete(target); ok {
+		hangUp(file.(*os.File))
+		defer file.(*os.File).Close()
+	}
 	if err := unix.Unmount(target, unix.MNT_FORCE|unix.MNT_DETACH); err != nil {
 		return fmt.Errorf("unmount %s: %w", target, err)
 	}
 	return nil
 }
+
+func hangUp(conn *os.File) { _ = unix.Shutdown(int(conn.Fd()), unix.SHUT_RDWR) }
 
 // mountMessage is the message size that clones ask for, in bytes. Larger ones are not faster. The guest's kernel takes a
 // piece of memory of this size, in one piece, for a request, which the power of two makes easy.

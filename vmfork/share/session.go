@@ -52,6 +52,9 @@ type session struct {
 	mu      sync.Mutex
 	fids    map[uint32]*fid
 	pending map[uint16]*request
+
+	lockMu sync.Mutex // taken alone
+	locked map[fileID]*lockedFile
 }
 
 // A request is one that has no reply yet.
@@ -87,6 +90,7 @@ func (e *export) serve(ctx context.Context, conn net.Conn) error {
 		closed:  make(chan struct{}),
 		fids:    make(map[uint32]*fid),
 		pending: make(map[uint16]*request),
+		locked:  make(map[fileID]*lockedFile),
 	}
 	defer context.AfterFunc(ctx, func() { conn.Close() })()
 	err := s.run()
