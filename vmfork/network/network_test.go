@@ -133,6 +133,41 @@ func TestFramesDoNotFollowAForgedSender(t *testing.T) {
 	}
 }
 
+func TestNobodyCanBeAnother(t *testing.T) {
+	n := create(t)
+	plug := addTap(t, n, 1)
+	addTap(t, n, 2)
+	up(t, n, 1, 2)
+	listener, err := n.Listen(t.Context(), 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer listener.Close()
+	clone := newFakeClone(t, plug)
+	dial := func() error {
+		return clone.inside(func() error {
+			conn, err := net.DialTimeout("tcp4", listener.Addr().String(), 500*time.Millisecond)
+			if err == nil {
+				conn.Close()
+			}
+			return err
+		})
+	}
+	asOne, asTwo, asThree := n.plan.Guest(1, nil), n.plan.Guest(2, nil), n.plan.Guest(3, nil)
+	mixed := asTwo
+	mixed.MAC = asOne.MAC
+	for name, config := range map[string]GuestConfig{"another": asTwo, "another with its own MAC address": mixed, "nobody": asThree} {
+		clone.configure(t, config)
+		if err := dial(); err == nil {
+			t.Errorf("clone 1 reached the host as %s", name)
+		}
+	}
+	clone.configure(t, asOne)
+	if err := dial(); err != nil {
+		t.Errorf("as itself: %v", err)
+	}
+}
+
 func TestDownTapIsSilent(t *testing.T) {
 	n := create(t)
 	one, two := addTap(t, n, 1), addTap(t, n, 2)

@@ -64,10 +64,13 @@ func (n *Network) addTap(id int) (t *tap, err error) {
 	if err := n.handle.LinkSetMaster(t.link, n.bridge); err != nil {
 		return nil, fmt.Errorf("attach %s to the bridge: %w", name, bridgeError(err))
 	}
-	// The plan knows where every MAC address is. So the bridge need not learn, and a clone cannot draw another's frames
-	// to itself by sending with the other's address.
+	// The plan knows where every MAC address is. So the bridge need neither learn nor try all ports, and a clone cannot
+	// draw another's frames to itself by sending with the other's address.
 	if err := n.handle.LinkSetLearning(t.link, false); err != nil {
 		return nil, fmt.Errorf("stop learning on %s: %w", name, err)
+	}
+	if err := n.handle.LinkSetFlood(t.link, false); err != nil {
+		return nil, fmt.Errorf("stop flooding to %s: %w", name, err)
 	}
 	err = n.handle.NeighSet(&netlink.Neigh{
 		LinkIndex:    t.link.Attrs().Index,
@@ -79,7 +82,21 @@ func (n *Network) addTap(id int) (t *tap, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("enter %v into the bridge's table: %w", n.plan.MAC(id), err)
 	}
+	if err := n.handle.NeighSet(n.neighbour(id)); err != nil {
+		return nil, fmt.Errorf("make clone a neighbour of the host: %w", err)
+	}
 	return t, nil
+}
+
+// neighbour is a clone as the host knows it, without having asked, so that nobody else can answer.
+func (n *Network) neighbour(id int) *netlink.Neigh {
+	return &netlink.Neigh{
+		LinkIndex:    n.bridge.Attrs().Index,
+		Family:       netlink.FAMILY_V4,
+		State:        netlink.NUD_PERMANENT,
+		IP:           n.plan.IP(id).AsSlice(),
+		HardwareAddr: n.plan.MAC(id),
+	}
 }
 
 // openTap makes a tap device in the calling thread's namespace, not persistent.
@@ -116,6 +133,7 @@ func (n *Network) Down(id int) error {
 func (n *Network) Remove(id int) error {
 	return n.withTap("remove", id, func(t *tap) error {
 		delete(n.taps, id)
+		_ = n.handle.NeighDel(n.neighbour(id))
 		err := n.handle.LinkDel(t.link)
 		if closeErr := t.file.Close(); err == nil {
 			err = closeErr
