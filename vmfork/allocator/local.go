@@ -67,7 +67,7 @@ func (l Local) Reserve(job string, d Demand) (*Grant, error) {
 		return nil, fmt.Errorf("reserve memory: %w", err)
 	}
 	// One at a time looks and reserves.
-	all, err := lock(filepath.Join(l.Dir, "lock"), unix.LOCK_EX)
+	all, err := lock(l.Dir, os.O_RDONLY, unix.LOCK_EX)
 	if err != nil {
 		return nil, fmt.Errorf("reserve memory: %w", err)
 	}
@@ -88,7 +88,7 @@ func (l Local) Reserve(job string, d Demand) (*Grant, error) {
 	if g.Clones == 0 {
 		return g, nil
 	}
-	f, err := lock(filepath.Join(l.Dir, job+".job"), unix.LOCK_EX|unix.LOCK_NB)
+	f, err := lock(filepath.Join(l.Dir, job+".job"), os.O_RDWR|os.O_CREATE, unix.LOCK_EX|unix.LOCK_NB)
 	if err != nil {
 		return nil, fmt.Errorf("reserve memory: %w", err)
 	}
@@ -118,7 +118,7 @@ func (l Local) reserved() (int64, error) {
 	}
 	var sum int64
 	for _, path := range files {
-		f, err := lock(path, unix.LOCK_SH|unix.LOCK_NB)
+		f, err := lock(path, os.O_RDONLY, unix.LOCK_SH|unix.LOCK_NB)
 		if err == nil { // nobody holds it
 			os.Remove(path)
 			f.Close()
@@ -146,6 +146,9 @@ func (l Local) Clean() (int, error) {
 	if err != nil {
 		return 0, err
 	}
+	if len(files) == 0 {
+		return 0, nil
+	}
 	if _, err := l.reserved(); err != nil {
 		return 0, err
 	}
@@ -153,8 +156,8 @@ func (l Local) Clean() (int, error) {
 	return len(files) - len(left), err
 }
 
-func lock(path string, how int) (*os.File, error) {
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+func lock(path string, flags, how int) (*os.File, error) {
+	f, err := os.OpenFile(path, flags, 0o600)
 	if err != nil {
 		return nil, err
 	}

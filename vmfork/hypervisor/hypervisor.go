@@ -30,6 +30,8 @@ import (
 	"net"
 	"os"
 	"time"
+
+	"github.com/mpirun-sf/mpirun-sf/vmfork/descriptor"
 )
 
 // ErrNotSupported is matched by the error of a probe that found this machine
@@ -63,6 +65,14 @@ type Config struct {
 	MAC net.HardwareAddr // address of the network device as the guest finds it at boot
 }
 
+// Description is what a descriptor records of a machine besides its shape.
+type Description struct {
+	Accelerator string             // "kvm", "tcg"
+	Machine     string             // the machine type
+	Devices     []string           // in the order of creation
+	MemoryMap   []descriptor.Range // where the RAM file appears to the guest
+}
+
 // Driver starts machines on one kind of hypervisor.
 type Driver interface {
 	// Name is the hypervisor's name as it stands in descriptors: "qemu".
@@ -71,6 +81,8 @@ type Driver interface {
 	// shape: version, accelerator, machine type. States load only into the
 	// same version.
 	Version() string
+	// Describe says what a machine of that shape is, for its descriptor.
+	Describe(s Shape) Description
 	// Boot starts a guest from a kernel. It returns when the machine runs.
 	Boot(ctx context.Context, cfg Config, k Kernel) (VM, error)
 	// Prepare starts a machine that waits for Restore. It returns when the

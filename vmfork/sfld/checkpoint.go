@@ -5,12 +5,12 @@ import (
 	"crypto/rand"
 	"crypto/sha256"
 	"encoding/hex"
-	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/mpirun-sf/mpirun-sf/vmfork/agent"
 	"github.com/mpirun-sf/mpirun-sf/vmfork/descriptor"
@@ -67,13 +67,14 @@ func (e *Engine) checkpoint(ctx context.Context) (c *checkpoint, booted time.Dur
 		return nil, 0, err
 	}
 	defer unlock()
+	sweep(e.image.Dir)
 	c, err = e.openCheckpoint(dir)
 	if err == nil {
 		return c, 0, nil
 	}
-	if !errors.Is(err, fs.ErrNotExist) {
-		// A file that was truncated or damaged costs a boot, not the job.
-		e.notify(Notice{Progress: fmt.Sprintf("the checkpoint in the cache cannot be used and is made again (%v)", err)})
+	if _, missing := os.Stat(dir); missing == nil {
+		// A file that was truncated, damaged or lost costs a boot, not the job.
+		e.notify(Notice{Line: fmt.Sprintf("the checkpoint in the cache cannot be used and is made again (%v)", err)})
 		os.RemoveAll(dir)
 	}
 	begin := time.Now()
@@ -85,11 +86,59 @@ func (e *Engine) checkpoint(ctx context.Context) (c *checkpoint, booted time.Dur
 	return c, booted, err
 }
 
-// rootSlice is the image's root disk as the bottom of every stack.
+// Names of what only a living job has in an image's folder.
+const (
+	tmpFolders = "checkpoint-tmp-"
+	tmpDisks   = "clone-tmp-"
+)
+
+// temporary makes a folder beside the checkpoints, with a lock that says that
+// its maker lives.
+func (e *Engine) temporary() (dir string, remove func(), err error) {
+	if dir, err = os.MkdirTemp(e.image.Dir, tmpFolders); err != nil {
+		return "", nil, err
+	}
+	f, err := os.Open(dir)
+	if err == nil {
+		if err = unix.Flock(int(f.Fd()), unix.LOCK_EX); err != nil {
+			f.Close()
+		}
+	}
+	if err != nil {
+		os.RemoveAll(dir)
+		return "", nil, err
+	}
+	return dir, func() { os.RemoveAll(dir); f.Close() }, nil
+}
+
+// sweep removes what killed jobs have left in an image's folder. It is called
+// with the lock held under which such things are made.
+func sweep(image string) {
+	folders, _ := filepath.Glob(filepath.Join(image, tmpFolders+"*"))
+	for _, dir := range folders {
+		f, err := os.Open(dir)
+		if err != nil {
+			continue
+		}
+		if unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) == nil {
+			os.RemoveAll(dir)
+		}
+		f.Close()
+	}
+	// Who uses a clone's disk has it open and needs no name for it any more.
+	disks, _ := filepath.Glob(filepath.Join(image, tmpDisks+"*"))
+	for _, path := range disks {
+		os.Remove(path)
+	}
+}
+
+// rootSlice is the image's root disk as the bottom of every stack. Its map is
+// made from it, again if that was damaged.
 func (e *Engine) rootSlice(ctx context.Context) (*slice.Slice, error) {
 	mapPath := filepath.Join(e.image.Dir, "root.map")
 	s, err := slice.Open(e.image.Root, mapPath)
-	if errors.Is(err, fs.ErrNotExist) {
+	if err != nil {
+		os.Remove(mapPath)
 		s, _, err = slice.Seal(ctx, e.image.Root, mapPath, slice.Disk, slice.SealOptions{})
 	}
 	return s, err
@@ -135,11 +184,11 @@ func (e *Engine) openCheckpoint(dir string) (c *checkpoint, err error) {
 // makeCheckpoint boots the guest and freezes it.
 func (e *Engine) makeCheckpoint(ctx context.Context, dir string) (err error) {
 	e.notify(Notice{Progress: "booting the guest"})
-	tmp, err := os.MkdirTemp(e.image.Dir, "checkpoint-tmp-")
+	tmp, remove, err := e.temporary()
 	if err != nil {
 		return fmt.Errorf("make a checkpoint: %w", err)
 	}
-	defer os.RemoveAll(tmp)
+	defer remove()
 	b, err := e.boot(ctx, tmp)
 	if err != nil {
 		return err
@@ -167,13 +216,14 @@ func (e *Engine) makeCheckpoint(ctx context.Context, dir string) (err error) {
 	if err != nil {
 		return fmt.Errorf("make a checkpoint: %w", err)
 	}
+	machine := e.driver.Describe(e.shape)
 	d := &descriptor.Descriptor{
 		ID: rand.Text(), Created: time.Now(),
-		Hypervisor:  descriptor.Hypervisor{Name: e.driver.Name(), Version: e.driver.Version(), Accelerator: string(e.acceleration()), Machine: "microvm"},
+		Hypervisor:  descriptor.Hypervisor{Name: e.driver.Name(), Version: e.driver.Version(), Accelerator: machine.Accelerator, Machine: machine.Machine},
 		VCPUs:       e.shape.VCPUs,
 		Memory:      e.shape.Memory,
-		Devices:     []string{"virtio-serial", "virtio-balloon", "virtio-blk", "virtio-net"},
-		MemoryMap:   []descriptor.Range{{Start: 0, Size: uint64(e.shape.Memory)}},
+		Devices:     machine.Devices,
+		MemoryMap:   machine.MemoryMap,
 		MemoryImage: descriptor.Image{Name: "ram", Size: e.shape.Memory, Slices: image.IDs()},
 		Disks:       []descriptor.Image{{Name: "disk", Size: b.top.Size(), Slices: []slice.ID{b.top.ID(), b.root.ID()}}},
 		ZeroPages:   image.Zeros(),

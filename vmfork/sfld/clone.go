@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"time"
 
@@ -81,7 +82,7 @@ func (e *Engine) prepareProcess(w *warmed) error {
 	defer e.starts.Release(1)
 	name := fmt.Sprintf("disk-%d", w.id)
 	// The file has a name only for as long as it takes to open it.
-	path := filepath.Join(e.image.Dir, fmt.Sprintf("clone-tmp-%s-%d", e.opts.Job, w.id))
+	path := filepath.Join(e.image.Dir, fmt.Sprintf("%s%s-%d", tmpDisks, e.opts.Job, w.id))
 	top, err := slice.Create(path, e.frozen.disk[0].Size(), slice.Disk)
 	if err != nil {
 		return fmt.Errorf("give clone %d a disk: %w", w.id, err)
@@ -118,6 +119,7 @@ func (e *Engine) fork(ctx context.Context, t ticket.Ticket) (*Cloned, error) {
 	for _, tc := range t.Clones {
 		e.startProcess(tc.ID)
 	}
+	outer := ctx
 	group, ctx := errgroup.WithContext(ctx)
 	for _, tc := range t.Clones {
 		group.Go(func() error {
@@ -156,7 +158,18 @@ func (e *Engine) fork(ctx context.Context, t ticket.Ticket) (*Cloned, error) {
 			return nil
 		})
 	}
-	if err := group.Wait(); err != nil {
+	err := group.Wait()
+	if err != nil && outer.Err() != nil {
+		// Every clone waited for the same deadline: name all that missed it.
+		var missing []string
+		for _, tc := range t.Clones {
+			if _, ok := result.Ready[tc.ID]; !ok {
+				missing = append(missing, tc.Name)
+			}
+		}
+		return nil, fmt.Errorf("%s did not become ready in time (the first: %w); is this machine overloaded? --start-timeout gives more time", strings.Join(missing, ", "), err)
+	}
+	if err != nil {
 		return nil, err
 	}
 	return result, nil

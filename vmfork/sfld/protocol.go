@@ -107,6 +107,7 @@ type Counters struct {
 // Notice is a line of the daemon's to the launcher. Exactly one field is set.
 type Notice struct {
 	Progress string `json:"progress,omitempty"` // a step that takes time has begun
+	Line     string `json:"line,omitempty"`     // the user should know this
 	Clone    int    `json:"clone,omitempty"`    // this clone is gone,
 	Reason   string `json:"reason,omitempty"`   // for this reason
 }

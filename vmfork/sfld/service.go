@@ -26,11 +26,6 @@ type service struct {
 	ctx context.Context // the job's life
 }
 
-func (e *Engine) acceleration() qemu.Accel {
-	accel, _ := e.accel()
-	return accel
-}
-
 // Prepare finds or makes what clones are copies of, and begins to start their
 // processes.
 func (s *service) Prepare(args PrepareArgs, out *Prepared) (err error) {
@@ -86,11 +81,16 @@ func (e *Engine) guestImage(ctx context.Context, args PrepareArgs) (*guest.Image
 
 // coldBoot boots a guest to where its agent answers and throws it away.
 func (s *service) coldBoot(out *Prepared) error {
-	dir, err := os.MkdirTemp(s.e.image.Dir, "checkpoint-tmp-")
+	unlock, err := s.e.image.Lock(s.ctx, "checkpoint", bootLimit, nil)
+	if err != nil {
+		return err
+	}
+	dir, remove, err := s.e.temporary()
+	unlock()
 	if err != nil {
 		return fmt.Errorf("boot the guest: %w", err)
 	}
-	defer os.RemoveAll(dir)
+	defer remove()
 	begin := time.Now()
 	b, err := s.e.boot(s.ctx, dir)
 	if err != nil {

@@ -10,6 +10,7 @@ import (
 	"regexp"
 	"strconv"
 
+	"github.com/mpirun-sf/mpirun-sf/vmfork/descriptor"
 	"github.com/mpirun-sf/mpirun-sf/vmfork/hypervisor"
 )
 
@@ -82,6 +83,23 @@ func (d *Driver) Version() string {
 		v += fmt.Sprintf(" tsc=%dkHz", tscKHz())
 	}
 	return v
+}
+
+// lowMemory is where a microvm's RAM makes room for devices, and goes on at
+// 4 GiB (QEMU's hw/i386/microvm.c).
+const lowMemory, highMemory = 3 << 30, 4 << 30
+
+// Describe implements [hypervisor.Driver].
+func (d *Driver) Describe(s hypervisor.Shape) hypervisor.Description {
+	memory := []descriptor.Range{{Start: 0, Size: uint64(min(s.Memory, lowMemory)), Offset: 0}}
+	if s.Memory > lowMemory {
+		memory = append(memory, descriptor.Range{Start: highMemory, Size: uint64(s.Memory - lowMemory), Offset: lowMemory})
+	}
+	return hypervisor.Description{
+		Accelerator: string(d.Accel), Machine: "microvm",
+		Devices:   []string{"virtio-serial", "virtio-balloon", "virtio-blk", "virtio-net"},
+		MemoryMap: memory,
+	}
 }
 
 // Boot implements [hypervisor.Driver].
