@@ -370,6 +370,8 @@ func (j *job) notice(n sfld.Notice) {
 	switch {
 	case n.Progress != "":
 		tui.Step(n.Progress)
+	case n.Line != "":
+		tui.Notice("%s", n.Line)
 	case n.Clone != 0:
 		select {
 		case j.lost <- n.Reason:

@@ -112,7 +112,8 @@ func (c *Cache) locked(ctx context.Context, f func() error) error {
 // sweep removes temporary folders that nobody has locked: their owners are gone.
 func (c *Cache) sweep() {
 	tmp, _ := filepath.Glob(filepath.Join(c.images(), "tmp-*"))
-	for _, dir := range tmp {
+	made, _ := filepath.Glob(filepath.Join(c.images(), "*", "*-tmp-*")) // from images, under their own locks
+	for _, dir := range append(tmp, made...) {
 		if f, err := tryLock(dir, unix.LOCK_EX); err == nil {
 			os.RemoveAll(dir)
 			f.Close()

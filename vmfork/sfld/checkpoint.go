@@ -100,11 +100,14 @@ func (e *Engine) temporary() (dir string, remove func(), err error) {
 	}
 	f, err := os.Open(dir)
 	if err == nil {
-		if err = unix.Flock(int(f.Fd()), unix.LOCK_EX); err != nil {
-			f.Close()
-		}
+		err = unix.Flock(int(f.Fd()), unix.LOCK_EX)
+	}
+	if err == nil {
+		// Whoever looks through the whole cache may have come in between.
+		_, err = os.Stat(dir)
 	}
 	if err != nil {
+		f.Close()
 		os.RemoveAll(dir)
 		return "", nil, err
 	}
