@@ -21,21 +21,23 @@ AS_ROOT  := $(if $(SUDO),-exec '$(SUDO)')
 PRELOADS := $(patsubst %.c,%.so,$(wildcard vmfork/guest/preload/*.c))
 EXAMPLES := $(patsubst examples/%.c,bin/examples/%,$(wildcard examples/*.c))
 
-# Tests of the whole product run it as a user would, so the detector would see nothing of it.
-RACED     = $$($(GO) list ./... | grep -v '/e2e$$')
+# Tests of the whole product run the program as a user does, so the detector would see
+# nothing of it.
+WHOLE     = ./mpirun-sf/e2e
 
-.PHONY: build examples demo test test-all test-go test-race lint bench-launch install clean deps check-go
+.PHONY: build examples demo test test-all check test-whole test-parts lint bench-launch install clean deps check-go
 .NOTPARALLEL:
 
 build: check-go $(PRELOADS)
-	$(GO) build -trimpath -ldflags "-X main.version=$(VERSION)" -o bin/mpirun-sf ./mpirun-sf
+	$(GO) build -trimpath -ldflags "-s -w -X main.version=$(VERSION)" -o bin/mpirun-sf ./mpirun-sf
 
 check-go:
 	@.ci/go >/dev/null
 
-# Goes into the guest with the binary, which embeds it.
+# Goes into the guest with the binary, which embeds it. Without a C library of its own it
+# loads beside whichever the guest has.
 vmfork/guest/preload/%.so: vmfork/guest/preload/%.c
-	$(CC) -shared -fPIC $(CFLAGS) -o $@ $<
+	$(CC) -shared -fPIC $(CFLAGS) -nostdlib -o $@ $<
 
 examples: $(EXAMPLES)
 
@@ -55,17 +57,21 @@ demo: deps
 # Everything, also what needs QEMU and root; and nothing may be left on the machine afterwards.
 test: deps
 	@$(MAKE) --no-print-directory build examples
-	.ci/leftovers $(MAKE) --no-print-directory test-all
+	.ci/leftovers $(MAKE) --no-print-directory check
 
-# The same without the set-up before it and the look around after it.
-test-all: lint test-race test-go
+# The same with the slow matrix: hundreds of runs where make test does a dozen.
+test-all:
+	MPIRUN_SF_TEST_ALL=1 $(MAKE) --no-print-directory test
+
+# Without the set-up before it and the look around after it.
+check: lint test-parts test-whole
 
 # One package at a time: the clones of a test want the cores for themselves.
-test-go: check-go $(PRELOADS)
-	$(GO) test $(AS_ROOT) -count=1 -p 1 -timeout 25m ./...
+test-parts: check-go $(PRELOADS)
+	CGO_ENABLED=1 $(GO) test $(AS_ROOT) -race -count=1 -p 1 -timeout 15m $$($(GO) list ./... | grep -v /e2e)
 
-test-race: check-go $(PRELOADS)
-	CGO_ENABLED=1 $(GO) test $(AS_ROOT) -race -count=1 -p 1 -timeout 10m $(RACED)
+test-whole: check-go $(PRELOADS)
+	$(GO) test $(AS_ROOT) -count=1 -p 1 -timeout 90m $(WHOLE)
 
 lint: check-go $(PRELOADS)
 	@for script in .ci/*; do bash -n $$script || exit; done
