@@ -56,7 +56,7 @@ func boot() error {
 	if err := network.LoopbackUp(); err != nil {
 		return err
 	}
-	warm([]string{"/lib", "/lib64", "/usr/lib", "/usr/lib64", "/bin", "/usr/local/lib"})
+	warm([]string{"/lib", "/lib64", "/usr/lib", "/usr/lib64", "/usr/local/lib"})
 	return serve(channel)
 }
 

@@ -17,11 +17,16 @@ func TestImageBoots(t *testing.T) {
 	qemu := need(t, "qemu-system-x86_64", "qemu-system-x86")
 	prog := hello(t)
 	dir := t.TempDir()
+	preload, err := UCXProgress()
+	if err != nil {
+		t.Fatal(err)
+	}
+	so := write(t, filepath.Join(dir, "ucx-progress.so"), string(preload), 0o755)
 	cmd := write(t, filepath.Join(dir, "command"), "set -e\n"+
-		"export LD_PRELOAD="+UCXProgressPath+" \n"+
+		"export LD_PRELOAD="+so+" \n"+
 		prog+"\n", 0o644)
 	// What a share brings in a real job is part of the root here.
-	spec := Spec{Program: prog, Agent: testAgent(t), Kernel: testKernel(t), Include: []string{prog, cmd}}
+	spec := Spec{Program: prog, Agent: testAgent(t), Kernel: testKernel(t), Include: []string{prog, cmd, so}}
 	cache := &Cache{Dir: filepath.Join(dir, "cache")}
 	img, err := Build(t.Context(), cache, spec, func(s string) { t.Log(s) })
 	if err != nil {

@@ -31,7 +31,6 @@ type Image struct {
 	Root          string // path of the raw root disk; not to be written
 	Used          int64  // bytes in use in the root file system; 0 for a user's disk
 	OwnDisk       bool   // Root is a copy of the user's own disk, on which the agent looks for the root
-	Preload       string // path in the guest for LD_PRELOAD; "" if the program needs none
 	Program       *Files // the program's closure; nil without a program
 	Found         bool   // it was in the cache
 	Took          time.Duration
@@ -89,9 +88,6 @@ func Build(ctx context.Context, cache *Cache, spec Spec, progress func(string)) 
 		return nil, err
 	}
 	img.Program = p.files
-	if p.files != nil && p.files.UCX {
-		img.Preload = UCXProgressPath
-	}
 	img.Took = time.Since(start)
 	return img, nil
 }

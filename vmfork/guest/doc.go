@@ -27,7 +27,7 @@
 // The closure's files at the paths, and behind the symbolic links, that they
 // have on this machine; a minimal /etc that is made up rather than copied, so
 // that no password hash, key or host name of the machine gets into a guest; a
-// shell for scripts and system(3); the agent as /usr/bin/mpirun-sf. The program
+// shell for scripts and system(3). The agent is in the initramfs alone. The program
 // is not in it: it comes over the shared folders at launch, so that compiling
 // it anew needs no new image.
 //

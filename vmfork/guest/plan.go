@@ -16,13 +16,6 @@ const (
 	// that makes an image differ.
 	formatVersion = 1
 
-	// AgentPath is where the agent is in the root.
-	AgentPath = "/usr/bin/mpirun-sf"
-
-	// UCXProgressPath is where the preload of [UCXProgress] is in the root, if
-	// the program needs it.
-	UCXProgressPath = "/usr/lib/mpirun-sf/ucx-progress.so"
-
 	// DefaultFree is the space that a root has left for what runs in it.
 	DefaultFree = 256 << 20
 )
@@ -73,11 +66,10 @@ func newPlan(spec Spec) (*plan, error) {
 			p.tree[f.Path] = f
 		}
 		if files.UCX {
-			b, err := UCXProgress()
-			if err != nil {
+			// The agent has it. Without it the program could hang at its end.
+			if _, err := UCXProgress(); err != nil {
 				return nil, err
 			}
-			p.made = append(p.made, made{path: UCXProgressPath, mode: 0o755, content: string(b)})
 		}
 	}
 	p.tree.addTopLinks()
@@ -112,7 +104,6 @@ func newPlan(spec Spec) (*plan, error) {
 		}
 		p.made[i].path = p.tree.real(m.path)
 	}
-	delete(p.tree, p.tree.real(AgentPath))
 	return p, nil
 }
 

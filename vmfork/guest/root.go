@@ -88,10 +88,6 @@ func (p *plan) stage(ctx context.Context, staging string) (size, inodes int64, e
 			}
 		}
 	}
-	agent := filepath.Join(staging, AgentPath)
-	if err := copyFile(agent, p.agent, 0o755); err != nil {
-		return 0, 0, fmt.Errorf("stage agent: %w", err)
-	}
 	if err := p.stageLinkerCache(ctx, staging); err != nil {
 		return 0, 0, err
 	}

@@ -65,7 +65,7 @@ func TestBuildRoot(t *testing.T) {
 	}
 	modes := map[string]uint32{
 		"/": 0o755, "/tmp": 0o1777, "/var/tmp": 0o1777, "/root": 0o700, "/home/alice": 0o700, "/proc": 0o755, "/dev": 0o755,
-		"/etc/passwd": 0o644, AgentPath: 0o755, UCXProgressPath: 0o755,
+		"/etc/passwd": 0o644,
 	}
 	for p, mode := range modes {
 		var st unix.Stat_t
@@ -181,7 +181,7 @@ func TestBuildIsKeyedByContent(t *testing.T) {
 		if img.Found != found {
 			t.Errorf("%s: found %v", what, img.Found)
 		}
-		if img.Preload != "" || img.Program.Kind != KindDynamic {
+		if img.Program.UCX || img.Program.Kind != KindDynamic {
 			t.Errorf("%s: %+v", what, img)
 		}
 		return img.Key

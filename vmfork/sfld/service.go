@@ -50,7 +50,9 @@ func (s *service) Prepare(args PrepareArgs, out *Prepared) (err error) {
 	if out.Built {
 		out.BuildTime = e.image.Took
 	}
-	out.UCX = e.image.Program != nil && e.image.Program.UCX
+	// What is on a user's own disk is not known; without UCX the preload does
+	// nothing.
+	out.UCX = e.image.OwnDisk || e.image.Program != nil && e.image.Program.UCX
 	if args.ColdBoot {
 		return s.coldBoot(out)
 	}
