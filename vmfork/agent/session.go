@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"strings"
 	"time"
 
 	"github.com/hashicorp/yamux"
@@ -104,13 +105,15 @@ func (s *Session) ask(ctx context.Context, r request) (*stream, error) {
 	defer stop()
 	st := &stream{conn, bufio.NewReader(conn)}
 	var a answer
-	if err := writeLine(conn, r); err == nil {
+	if err = writeLine(conn, r); err == nil {
 		err = readLine(st.in, &a)
 	}
-	if ctx.Err() != nil {
+	switch {
+	case ctx.Err() != nil:
 		err = ctx.Err()
-	}
-	if err == nil {
+	case errors.Is(err, io.EOF):
+		err = errors.New("the clone is gone")
+	case err == nil:
 		err = a.err()
 	}
 	if err != nil {
@@ -167,7 +170,7 @@ type Process struct {
 func (s *Session) Start(ctx context.Context, c Command) (*Process, error) {
 	st, err := s.ask(ctx, request{Run: &c})
 	if err != nil {
-		return nil, fmt.Errorf("start %s: %w", c.Argv[0], err)
+		return nil, fmt.Errorf("start %s: %w", strings.Join(c.Argv[:min(1, len(c.Argv))], ""), err)
 	}
 	p := &Process{st, make(chan Exit, 1)}
 	go func() {
