@@ -24,11 +24,9 @@ const stateDir = "/run/mpirun-sf"
 // up, and its error is the last line on the guest's console.
 func Main() error {
 	err := boot()
-	if err != nil {
-		fmt.Fprintf(os.Stderr, "mpirun-sf agent: %v\n", err)
-		unix.Sync()
-		unix.Reboot(unix.LINUX_REBOOT_CMD_POWER_OFF)
-	}
+	fmt.Fprintf(os.Stderr, "mpirun-sf agent: %v\n", err)
+	unix.Sync()
+	unix.Reboot(unix.LINUX_REBOOT_CMD_POWER_OFF)
 	return err
 }
 

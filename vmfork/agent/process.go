@@ -1,16 +1,16 @@
 package agent
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"os/exec"
 	"slices"
 	"strings"
 	"syscall"
-
-	"context"
 
 	"golang.org/x/sys/unix"
 
@@ -23,11 +23,8 @@ const fdPMI = 3
 // run starts a process, answers the host, and serves the stream in the
 // background. On an error nothing has been answered.
 func (c *clone) run(st *stream, cmd Command) error {
-	if len(cmd.Argv) == 0 {
-		return errors.New("no program was named")
-	}
 	x := &exec.Cmd{
-		Path: cmd.Argv[0], Args: cmd.Argv, Dir: cmd.Dir, Env: cmd.Env,
+		Args: cmd.Argv, Dir: cmd.Dir, Env: cmd.Env,
 		SysProcAttr: &syscall.SysProcAttr{
 			// A session of its own: with autogroup scheduling the agent
 			// would starve beside spinning ranks of its own session.
@@ -35,11 +32,14 @@ func (c *clone) run(st *stream, cmd Command) error {
 			Credential: &syscall.Credential{Uid: cmd.User.UID, Gid: cmd.User.GID, Groups: cmd.User.Groups},
 		},
 	}
-	var mine, theirs []io.Closer // ends of pipes: to serve, and to close after the start
+	var mine, theirs []io.Closer // what is served here, and what to close after the start
+	servePMI := func() {}
 	fail := func(err error) error {
 		for _, f := range append(mine, theirs...) {
 			f.Close()
 		}
+		// The proxy hears of this rank too: as of one that ended.
+		go servePMI()
 		for fd := range 3 {
 			if s := c.takeStdio(cmd.ID, fd); s != nil {
 				s.Close()
@@ -47,12 +47,17 @@ func (c *clone) run(st *stream, cmd Command) error {
 		}
 		return err
 	}
+	if len(cmd.Argv) == 0 || cmd.Argv[0] == "" {
+		return fail(errors.New("no program was named"))
+	}
+	x.Path = cmd.Argv[0]
 	var copies []func()
 	for fd := range 3 {
 		s := c.takeStdio(cmd.ID, fd)
 		if s == nil {
 			continue // exec.Cmd opens /dev/null
 		}
+		mine = append(mine, s)
 		r, w, err := os.Pipe()
 		if err != nil {
 			return fail(err)
@@ -72,13 +77,13 @@ func (c *clone) run(st *stream, cmd Command) error {
 		copies = append(copies, func() { io.Copy(s, r); r.Close(); s.Close() })
 	}
 	if cmd.PMI {
-		conn, file, err := c.connectPMI(cmd.ID, &x.Env)
+		serve, file, err := c.connectPMI(cmd.ID, &x.Env)
 		if err != nil {
 			return fail(err)
 		}
 		x.ExtraFiles = []*os.File{file}
 		theirs = append(theirs, file)
-		copies = append(copies, conn)
+		servePMI = serve
 	}
 	if cmd.UCX {
 		if _, err := os.Stat(ucxProgress); err == nil {
@@ -92,14 +97,18 @@ func (c *clone) run(st *stream, cmd Command) error {
 		return x.Process.Pid, nil
 	})
 	if err != nil {
-		return fail(errors.Unwrap(err))
+		return fail(startError(err, cmd.Dir))
 	}
 	for _, f := range theirs {
 		f.Close()
 	}
-	for _, serve := range copies {
+	for _, serve := range append(copies, servePMI) {
 		go serve()
 	}
+	// The reaper waits for it, so its handle is of no use, and costs a
+	// descriptor. Release forgets the pid.
+	pid := x.Process.Pid
+	x.Process.Release()
 	writeLine(st, answer{})
 	go func() {
 		for {
@@ -107,7 +116,7 @@ func (c *clone) run(st *stream, cmd Command) error {
 			if readLine(st.in, &m) != nil {
 				return
 			}
-			unix.Kill(-x.Process.Pid, unix.Signal(m.Signal))
+			unix.Kill(-pid, unix.Signal(m.Signal))
 		}
 	}()
 	go func() {
@@ -120,6 +129,24 @@ func (c *clone) run(st *stream, cmd Command) error {
 		st.Close()
 	}()
 	return nil
+}
+
+// startError is why a program did not start, in dir. The host names the program.
+func startError(err error, dir string) error {
+	var at *fs.PathError
+	switch {
+	case !errors.As(err, &at):
+		return err
+	case errors.Is(err, fs.ErrNotExist):
+		// The kernel says the same of a folder, a program and its interpreter.
+		if _, err := os.Stat(dir); err != nil && dir != "" {
+			return fmt.Errorf("its working directory %s: %w", dir, at.Err)
+		}
+		if _, err := os.Stat(at.Path); err == nil {
+			return fmt.Errorf("the interpreter or dynamic linker that it names is missing in the guest: %w", at.Err)
+		}
+	}
+	return at.Err
 }
 
 func (c *clone) takeStdio(id, fd int) *stream {

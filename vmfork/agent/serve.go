@@ -47,6 +47,13 @@ func serve(channel *os.File) error {
 	if err != nil {
 		return err
 	}
+	return Serve(channel)
+}
+
+// Serve answers what the host asks of a clone, until the channel breaks, which
+// is its error. It waits for all children of the process: it is for a process
+// that has no others, as a guest's init.
+func Serve(channel io.ReadWriteCloser) error {
 	mux, err := yamux.Server(channel, muxConfig())
 	if err != nil {
 		return fmt.Errorf("begin a session with the host: %w", err)
@@ -90,18 +97,18 @@ func (c *clone) handle(st *stream) {
 	case r.Place != nil:
 		err = place(*r.Place)
 	case r.Stdio != nil:
-		c.mu.Lock()
-		c.stdio[stdioKey{r.Stdio.ID, r.Stdio.FD}] = st
-		c.mu.Unlock()
-		writeLine(st, answer{})
-		return
+		if err = c.keepStdio(*r.Stdio, st); err == nil {
+			writeLine(st, answer{})
+			return
+		}
 	case r.PMI != nil:
 		if err = r.PMI.Group.Validate(); err == nil {
-			writeLine(st, answer{})
 			p := pmi.NewProxy(r.PMI.Group, st, r.PMI.Ranks)
+			// Before the answer, for the host may start ranks after it.
 			c.mu.Lock()
 			c.proxy, c.local = p, pmiSetup{r.PMI.Group.Size, r.PMI.Ranks}
 			c.mu.Unlock()
+			writeLine(st, answer{})
 			p.Run(context.Background())
 			return
 		}
@@ -118,6 +125,21 @@ func (c *clone) handle(st *stream) {
 	}
 	writeLine(st, a)
 	st.Close()
+}
+
+// keepStdio keeps a standard stream for a process to come.
+func (c *clone) keepStdio(s Stdio, st *stream) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	key := stdioKey{s.ID, s.FD}
+	switch {
+	case s.FD < 0 || s.FD > 2:
+		return fmt.Errorf("%d is not a standard stream", s.FD)
+	case c.stdio[key] != nil:
+		return fmt.Errorf("it is open already")
+	}
+	c.stdio[key] = st
+	return nil
 }
 
 // mountLimit is how long the host may take to answer a clone's mount.
