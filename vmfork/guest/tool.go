@@ -88,6 +88,10 @@ func outOfSpace(err error, dir string) error {
 	return &spaceError{fmt.Sprintf("no room on the disk of %s%s: free some space, run mpirun-sf image rm, or set XDG_CACHE_HOME to a folder on another disk", dir, free), err}
 }
 
+// OutOfSpace is for what others make in the image's folder: it turns the error of
+// a full disk into a line that says what to do. Other errors stay what they are.
+func (i *Image) OutOfSpace(err error) error { return outOfSpace(err, i.Dir) }
+
 // A spaceError hides the chain of causes below one line, for the user; errors.Is
 // still finds ENOSPC.
 type spaceError struct {

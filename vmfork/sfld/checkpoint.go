@@ -192,6 +192,8 @@ func (e *Engine) makeCheckpoint(ctx context.Context, dir string) (err error) {
 		return fmt.Errorf("make a checkpoint: %w", err)
 	}
 	defer remove()
+	// Before that, while the disk is still as full as it was.
+	defer func() { err = e.blameDisk(err) }()
 	b, err := e.boot(ctx, tmp)
 	if err != nil {
 		return err
@@ -242,6 +244,19 @@ func (e *Engine) makeCheckpoint(ctx context.Context, dir string) (err error) {
 		return fmt.Errorf("make a checkpoint: %w", err)
 	}
 	return nil
+}
+
+// fullDisk is what a disk has left, in bytes, that has no room for a guest.
+const fullDisk = 4 << 20
+
+// blameDisk finds out that the cache's disk is full: a hypervisor whose RAM file
+// cannot grow dies of SIGBUS, which by itself explains nothing.
+func (e *Engine) blameDisk(err error) error {
+	var st unix.Statfs_t
+	if err != nil && unix.Statfs(e.image.Dir, &st) == nil && int64(st.Bavail)*st.Bsize < fullDisk {
+		err = fmt.Errorf("%w: %w", err, unix.ENOSPC)
+	}
+	return e.image.OutOfSpace(err)
 }
 
 // booted is a guest whose agent has said that it is up.
@@ -303,8 +318,13 @@ func (e *Engine) boot(ctx context.Context, dir string) (b *booted, err error) {
 		return fail(err)
 	}
 	if err := agent.AwaitReady(ctx, b.vm.Channel()); err != nil {
+		select { // the channel may break a moment before it is known why
+		case <-b.vm.Done():
+		case <-time.After(time.Second):
+		}
+		words := lastWords(b.vm, cfg)
 		b.vm.Kill()
-		return fail(fmt.Errorf("the guest does not boot: %w%s", err, lastWords(b.vm, cfg)))
+		return fail(fmt.Errorf("the guest does not boot: %w%s", err, words))
 	}
 	return b, nil
 }
