@@ -57,6 +57,9 @@ func (s *service) Prepare(args PrepareArgs, out *Prepared) (err error) {
 		return s.coldBoot(out)
 	}
 	if e.frozen, out.BootTime, err = e.checkpoint(s.ctx); err != nil {
+		if args.Disk != "" {
+			err = fmt.Errorf("disk image %s: %w", args.Disk, err)
+		}
 		return err
 	}
 	out.Booted = out.BootTime > 0

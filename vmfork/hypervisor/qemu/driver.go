@@ -1,6 +1,7 @@
 package qemu
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -180,11 +181,19 @@ func ClockArguments() string {
 	return fmt.Sprintf(" tsc_early_khz=%d tsc=reliable", tscKHz())
 }
 
-// ConsoleLog returns the end of what a machine's kernel printed, for errors.
+// agentLine begins what the guest's agent says on the console when it gives up.
+const agentLine = "mpirun-sf agent: "
+
+// ConsoleLog returns what explains a machine's end best, for errors: the agent's
+// last line, or the end of what the kernel printed.
 func ConsoleLog(cfg hypervisor.Config) string {
 	b, err := os.ReadFile(filepath.Join(cfg.Dir, cfg.Name+".console"))
 	if err != nil {
 		return ""
+	}
+	if i := bytes.LastIndex(b, []byte(agentLine)); i >= 0 {
+		line, _, _ := bytes.Cut(b[i+len(agentLine):], []byte("\n"))
+		return string(bytes.TrimSpace(line))
 	}
 	t := tailBuffer{}
 	t.Write(b)
