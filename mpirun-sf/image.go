@@ -21,7 +21,8 @@ func imageCommand() *cli.Command {
 			{Name: "ls", Usage: "list the images, with their checkpoints' size", Action: imageList},
 			{Name: "rm", Usage: "remove images by key", ArgsUsage: "KEY ... | --all", Action: imageRemove,
 				Flags: []cli.Flag{&cli.BoolFlag{Name: "all", Usage: "every image that is not in use"}}},
-			{Name: "build", Usage: "build a program's image ahead of its first run", ArgsUsage: "PROGRAM", Action: imageBuild},
+			{Name: "build", Usage: "build, boot and checkpoint a program's image ahead of its first run", ArgsUsage: "PROGRAM", Action: imageBuild,
+				Flags: []cli.Flag{&cli.StringFlag{Name: "memory", Value: "512M"}, &cli.IntFlag{Name: "ppn", Value: 1}}},
 		},
 	}
 }
@@ -84,32 +85,30 @@ func imageBuild(c *cli.Context) error {
 	if _, err := guest.Recognise(program, os.Getenv("LD_LIBRARY_PATH")); err != nil {
 		return err
 	}
-	self, err := os.Executable()
-	if err != nil {
+	if err := checkMachine(); err != nil {
 		return err
 	}
-	user, err := findCaller()
+	memory, err := parseSize(c.String("memory"))
 	if err != nil {
+		return fmt.Errorf("--memory %s: it is a size from 128M, such as 512M or 2G", c.String("memory"))
+	}
+	j := newJob(options{ppn: c.Int("ppn"), memory: memory})
+	j.program = program
+	if j.user, err = findCaller(); err != nil {
 		return err
 	}
-	cache, err := guest.DefaultCache()
-	if err != nil {
+	if err := j.startDaemon(c.Context); err != nil {
 		return err
 	}
-	image, err := guest.Build(c.Context, cache, guest.Spec{
-		Program: program, LibraryPath: os.Getenv("LD_LIBRARY_PATH"), Agent: self,
-		User: guest.User{Name: user.name, UID: int(user.UID), GID: int(user.GID), Home: user.home},
-	}, func(line string) { tui.Step(line) })
-	if err != nil {
-		return err
+	p, err := j.daemon.Prepare(c.Context, j.prepareArgs(0))
+	tui.EndStep()
+	if err == nil {
+		j.reportPrepared(p)
+		if !p.Built && !p.Booted {
+			tui.Notice("image %.12s is there already, and its checkpoint", p.Image)
+		}
 	}
-	defer image.Release()
-	if image.Found {
-		tui.Notice("image %.12s is there already (%d MB)", image.Key, image.Used>>20)
-		return nil
-	}
-	tui.Notice("image %.12s built (%d MB, %.1f s)", image.Key, image.Used>>20, image.Took.Seconds())
-	return nil
+	return errors.Join(err, j.daemon.Close())
 }
 
 func mustGetwd() string {

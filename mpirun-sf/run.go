@@ -36,9 +36,39 @@ type job struct {
 	ucx     bool
 }
 
+func newJob(o options) *job {
+	return &job{options: o, id: strings.ToLower(rand.Text()[:12]), lost: make(chan string, 16), begin: time.Now()}
+}
+
+// startDaemon starts the daemon that owns what the job makes.
+func (j *job) startDaemon(ctx context.Context) error {
+	self, err := os.Executable()
+	if err != nil {
+		return fmt.Errorf("find this program's file: %w", err)
+	}
+	cache, err := guest.DefaultCache()
+	if err != nil {
+		return err
+	}
+	j.daemon, err = sfld.Start(ctx, self, sfld.Options{
+		Job: j.id, Cache: cache.Dir, Limit: cache.Limit, Window: j.window, Accel: j.accel,
+		UID: int(j.user.UID), GID: int(j.user.GID), Groups: ints(j.user.Groups),
+	}, j.notice)
+	return err
+}
+
+// prepareArgs says what the clones are copies of, and how many are expected.
+func (j *job) prepareArgs(expect int) sfld.PrepareArgs {
+	return sfld.PrepareArgs{
+		Program: j.program, LibraryPath: os.Getenv("LD_LIBRARY_PATH"), Disk: j.image,
+		User: j.user.name, Home: j.user.home,
+		VCPUs: j.ppn, Memory: j.memory * int64(j.ppn), Expect: expect,
+	}
+}
+
 // launchJob does what the command is for: ticket, clones, ranks, join.
 func launchJob(ctx context.Context, o options) (err error) {
-	j := &job{options: o, id: strings.ToLower(rand.Text()[:12]), lost: make(chan string, 16), begin: time.Now()}
+	j := newJob(o)
 	if err := j.check(); err != nil {
 		return err
 	}
@@ -58,19 +88,7 @@ func launchJob(ctx context.Context, o options) (err error) {
 		case <-starting:
 		}
 	}()
-	self, err := os.Executable()
-	if err != nil {
-		return fmt.Errorf("find this program's file: %w", err)
-	}
-	cache, err := guest.DefaultCache()
-	if err != nil {
-		return err
-	}
-	j.daemon, err = sfld.Start(ctx, self, sfld.Options{
-		Job: j.id, Cache: cache.Dir, Limit: cache.Limit, Window: j.window, Accel: j.accel,
-		UID: int(j.user.UID), GID: int(j.user.GID), Groups: ints(j.user.Groups),
-	}, j.notice)
-	if err != nil {
+	if err := j.startDaemon(ctx); err != nil {
 		return err
 	}
 	defer func() {
@@ -229,8 +247,7 @@ func writable(dir string, u caller) bool {
 // makeClones gets a ticket and the clones that it allows, ready to run ranks.
 func (j *job) makeClones(ctx context.Context) ([]launch.Place, ticket.Ticket, error) {
 	wanted := (j.np + j.ppn - 1) / j.ppn
-	each := j.memory * int64(j.ppn)
-	granted, err := j.daemon.RequestTicket(ctx, sfld.RequestArgs{Clones: wanted, VCPUs: j.ppn, Memory: each, Strict: j.strict})
+	granted, err := j.daemon.RequestTicket(ctx, sfld.RequestArgs{Clones: wanted, VCPUs: j.ppn, Memory: j.memory * int64(j.ppn), Strict: j.strict})
 	if err != nil {
 		return nil, ticket.Ticket{}, err
 	}
@@ -239,11 +256,7 @@ func (j *job) makeClones(ctx context.Context) ([]launch.Place, ticket.Ticket, er
 		return nil, tk, err
 	}
 	j.phase("ticket for %d clones", len(tk.Clones))
-	p, err := j.daemon.Prepare(ctx, sfld.PrepareArgs{
-		Program: j.program, LibraryPath: os.Getenv("LD_LIBRARY_PATH"), Disk: j.image,
-		User: j.user.name, Home: j.user.home,
-		VCPUs: j.ppn, Memory: each, Expect: len(tk.Clones),
-	})
+	p, err := j.daemon.Prepare(ctx, j.prepareArgs(len(tk.Clones)))
 	if err != nil {
 		return nil, tk, err
 	}
@@ -325,13 +338,14 @@ func source(image string) string {
 }
 
 // serveFolders starts the servers of all shared folders, and of the program if
-// it lies in none of them.
-func (j *job) serveFolders(ctx context.Context) (mounts []share.Mounting, place *agent.Place, err error) {
+// it lies in none of them. Either way the agents take the program from there
+// into memory, where its pages are not fetched one by one.
+func (j *job) serveFolders(ctx context.Context) (mounts []share.Mounting, place agent.Place, err error) {
 	covered := false
 	for _, s := range j.shares {
 		m, err := j.daemon.Share(ctx, sfld.ShareArgs{Folder: s.dir, Target: s.dir, ReadOnly: s.readOnly})
 		if err != nil {
-			return nil, nil, err
+			return nil, place, err
 		}
 		mounts = append(mounts, m)
 		real, err := filepath.EvalSymlinks(j.program)
@@ -341,13 +355,13 @@ func (j *job) serveFolders(ctx context.Context) (mounts []share.Mounting, place 
 		covered = covered || strings.HasPrefix(j.program, s.dir+"/") && strings.HasPrefix(real, s.dir+"/")
 	}
 	if covered {
-		return mounts, nil, nil
+		return mounts, agent.Place{From: j.program, At: j.program}, nil
 	}
 	m, err := j.daemon.Stage(ctx, j.program)
 	if err != nil {
-		return nil, nil, err
+		return nil, place, err
 	}
-	return append(mounts, m), &agent.Place{From: filepath.Join(sfld.StagedFolder, sfld.StagedName), At: j.program}, nil
+	return append(mounts, m), agent.Place{From: filepath.Join(sfld.StagedFolder, sfld.StagedName), At: j.program}, nil
 }
 
 // environment is what ranks find in theirs: the launcher's, the user's own

@@ -75,13 +75,13 @@ func (h *host) clone(ctx context.Context, t ticket.Ticket) (sfld.Cloned, time.Du
 	return c, time.Since(begin), err
 }
 
-// connect makes clones ready to run jobs.
-func (h *host) connect(ctx context.Context, t ticket.Ticket) error {
+// connect makes clones ready to run jobs, with one program in their memory.
+func (h *host) connect(ctx context.Context, t ticket.Ticket, program string) error {
 	m, err := h.daemon.Share(ctx, sfld.ShareArgs{Folder: h.dir, Target: h.dir, ReadOnly: true})
 	if err != nil {
 		return err
 	}
-	h.places, err = launch.Connect(ctx, h.daemon.Attach, t, len(t.Clones), []share.Mounting{m}, nil)
+	h.places, err = launch.Connect(ctx, h.daemon.Attach, t, len(t.Clones), []share.Mounting{m}, agent.Place{From: program, At: program})
 	return err
 }
 

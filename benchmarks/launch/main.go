@@ -251,7 +251,7 @@ func (b *bench) fetchedByHello(ctx context.Context, h *host, from, to int) (floa
 	if _, _, err := h.clone(ctx, t); err != nil {
 		return 0, err
 	}
-	if err := h.connect(ctx, t); err != nil {
+	if err := h.connect(ctx, t, b.hello); err != nil {
 		return 0, err
 	}
 	if _, err := h.run(ctx, b.hello); err != nil {
@@ -277,7 +277,7 @@ func (b *bench) zeroCost(ctx context.Context) (*host, error) {
 		return nil, err
 	}
 	if _, _, err = h.clone(ctx, h.ticket); err == nil {
-		if err = h.connect(ctx, h.ticket); err == nil {
+		if err = h.connect(ctx, h.ticket, b.hello); err == nil {
 			_, err = h.run(ctx, b.hello)
 		}
 	}

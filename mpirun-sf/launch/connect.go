@@ -12,9 +12,8 @@ import (
 )
 
 // Connect begins a session with every clone of a ticket, mounts the shared
-// folders there, in order, and puts the program in its place when place is not
-// nil. Which ranks run where follows from the ticket.
-func Connect(ctx context.Context, attach func(id int) (*agent.Session, error), t ticket.Ticket, np int, mounts []share.Mounting, place *agent.Place) ([]Place, error) {
+// folders there, in order, and puts the program in its place. Which ranks run where follows from the ticket.
+func Connect(ctx context.Context, attach func(id int) (*agent.Session, error), t ticket.Ticket, np int, mounts []share.Mounting, place agent.Place) ([]Place, error) {
 	places, ranks := make([]Place, len(t.Clones)), t.Ranks(np)
 	group, ctx := errgroup.WithContext(ctx)
 	for i, c := range t.Clones {
@@ -28,10 +27,8 @@ func Connect(ctx context.Context, attach func(id int) (*agent.Session, error), t
 					return fmt.Errorf("%s: %w", c.Name, err)
 				}
 			}
-			if place != nil {
-				if err := s.Place(ctx, *place); err != nil {
-					return fmt.Errorf("%s: %w", c.Name, err)
-				}
+			if err := s.Place(ctx, place); err != nil {
+				return fmt.Errorf("%s: %w", c.Name, err)
 			}
 			places[i] = Place{Name: c.Name, IP: c.IP.String(), Session: s, Ranks: ranks[i]}
 			return nil

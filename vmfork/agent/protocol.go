@@ -67,8 +67,9 @@ type request struct {
 	Stdio *Stdio          `json:"stdio,omitempty"`
 }
 
-// Place makes a file of a mounted folder appear at another path, as an
-// executable that lies outside of every shared folder must.
+// Place takes an executable of a mounted folder into the clone's memory and
+// makes it appear at a path, the same one or another. Linux reads what it maps
+// over 9P page by page; this way it is read in one go.
 type Place struct {
 	From string `json:"from"`
 	At   string `json:"at"`

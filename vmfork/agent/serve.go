@@ -158,12 +158,30 @@ func place(p Place) error {
 	if err := os.MkdirAll(filepath.Dir(p.At), 0o755); err != nil {
 		return err
 	}
-	f, err := os.OpenFile(p.At, os.O_CREATE, 0o755)
+	in, err := os.Open(p.From)
 	if err != nil {
 		return err
 	}
-	f.Close()
-	return unix.Mount(p.From, p.At, "", unix.MS_BIND, "")
+	defer in.Close()
+	copied, err := os.CreateTemp(stateDir, "program-")
+	if err != nil {
+		return err
+	}
+	defer copied.Close()
+	if _, err := io.CopyBuffer(struct{ io.Writer }{copied}, struct{ io.Reader }{in}, make([]byte, 256<<10)); err != nil {
+		return fmt.Errorf("copy %s into memory: %w", p.From, err)
+	}
+	if err := copied.Chmod(0o755); err != nil {
+		return err
+	}
+	if p.At != p.From {
+		f, err := os.OpenFile(p.At, os.O_CREATE, 0o755)
+		if err != nil {
+			return err
+		}
+		f.Close()
+	}
+	return unix.Mount(copied.Name(), p.At, "", unix.MS_BIND, "")
 }
 
 var _ net.Conn = (*stream)(nil)
