@@ -27,10 +27,8 @@ var version = "unknown"
 
 func main() {
 	if os.Getpid() == 1 && os.Args[0] == "/init" {
-		if agent.Main() != nil {
-			os.Exit(1)
-		}
-		return
+		agent.Main() // which returns only if it cannot go on
+		os.Exit(1)
 	}
 	os.Exit(run(os.Args))
 }
