@@ -12,8 +12,8 @@
 //     (verdict.go): a rank that leaves its peers waiting ends the job.
 //  5. Signals go to every rank; a second SIGINT ends the job by force.
 //
-// The clones are the caller's. Run does not end them: whoever made them does,
-// and that ends what may still run in them.
+// The clones are the caller's. Run ends the ranks of a job that failed, but not
+// the clones: whoever made them does, and that ends what may still run in them.
 //
 // # Locking
 //

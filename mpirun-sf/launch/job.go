@@ -8,6 +8,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -35,7 +36,7 @@ type Job struct {
 	UCX    bool // preload UCX's progress into PMI waits
 	Places []Place
 
-	Stdin          io.Reader
+	Stdin          io.Reader // rank 0's; nil is an empty one
 	Stdout, Stderr io.Writer
 	Label          bool // prefix lines with "[rank] "
 
@@ -52,8 +53,8 @@ type Job struct {
 // ErrInterrupted says that the user ended the job by force.
 var ErrInterrupted = errors.New("interrupted")
 
-// drainLimit is how long the output of ranks that have ended may keep the job:
-// a process that a rank left behind can hold its stream open.
+// drainLimit is how long the silent output of ranks that have ended may keep the
+// job: a process that a rank left behind can hold its stream open.
 const drainLimit = 2 * time.Second
 
 // finalLimit is how long PMI's last word on a rank is waited for after its exit.
@@ -66,12 +67,15 @@ const lostLimit = 500 * time.Millisecond
 // not a channel.
 type run struct {
 	*Job
-	server  *pmi.Server
-	procs   []*agent.Process // by rank
-	clones  []string         // by rank
-	events  chan event
-	outputs sync.WaitGroup
-	drained chan struct{}
+	server *pmi.Server
+	procs  []*agent.Process // by rank
+	clones []string         // by rank
+	events chan event
+
+	outputs   sync.WaitGroup
+	writing   atomic.Int64          // streams whose output is being written
+	written   atomic.Int64          // writes that have ended
+	unwritten atomic.Pointer[error] // the first that failed
 
 	running  int
 	states   map[int]pmi.State // of ranks that ended
@@ -98,18 +102,52 @@ type ended struct {
 func (j *Job) Run(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	r := &run{Job: j, events: make(chan event, 64), states: map[int]pmi.State{}, drained: make(chan struct{})}
+	r := &run{Job: j, events: make(chan event, 64), states: map[int]pmi.State{}}
 	if err := r.start(ctx); err != nil {
+		r.kill()
 		return err
 	}
 	err := r.wait(ctx)
+	if err != nil {
+		r.kill()
+	}
 	// What the ranks wrote before the end is shown before the end.
-	go func() { r.outputs.Wait(); close(r.drained) }()
-	select {
-	case <-r.drained:
-	case <-time.After(drainLimit):
+	r.drain(err == nil)
+	if failed := r.unwritten.Load(); err == nil && failed != nil {
+		err = fmt.Errorf("write the ranks' output: %w", *failed)
 	}
 	return err
+}
+
+// kill ends the ranks that run on after the job. Nobody waits for it: a clone
+// may be what does not answer.
+func (r *run) kill() {
+	for rank, p := range r.procs {
+		if _, ended := r.states[rank]; p != nil && !ended {
+			go p.Signal(int(syscall.SIGKILL))
+		}
+	}
+}
+
+// drain waits for the rest of the ranks' output: for drainLimit or, when
+// patient, until for so long nothing has come, nor waited for whoever reads it.
+// A signal is an end to patience.
+func (r *run) drain(patient bool) {
+	drained := make(chan struct{})
+	go func() { r.outputs.Wait(); close(drained) }()
+	for {
+		before := r.written.Load()
+		select {
+		case <-drained:
+			return
+		case <-r.Signals:
+			return
+		case <-time.After(drainLimit):
+		}
+		if !patient || r.written.Load() == before && r.writing.Load() == 0 {
+			return
+		}
+	}
 }
 
 // start brings all ranks to life, or none of the job.
@@ -138,23 +176,25 @@ func (r *run) start(ctx context.Context) error {
 	r.server = pmi.NewServer(group, pmi.Events{
 		Init: func(int) { send(event{init: true}) },
 		Abort: func(rank, code int, message string) {
-			send(event{abort: &Failure{Rank: rank, Clone: r.clones[rank], Status: code & 0xff, Cause: aborted(code, message)}})
+			send(event{abort: &Failure{Rank: rank, Clone: r.clones[rank], Status: abortStatus(code), Cause: aborted(code, message)}})
 		},
-		Protocol: func(rank int, err error) { r.Notice(err.Error()) },
+		Protocol: func(rank int, err error) {
+			r.Notice(fmt.Sprintf("rank %d on %s: PMI: %v", rank, r.clones[rank], err))
+		},
 	})
 	// Two steps, so that no rank runs before every clone can run its own.
 	answered := make([]bool, len(r.Places))
 	var mu sync.Mutex // guards answered
 	step := func(do func(ctx context.Context, p Place) error) error {
 		clear(answered)
-		g, ctx := errgroup.WithContext(limit)
+		g, each := errgroup.WithContext(limit)
 		for i, p := range r.Places {
 			if len(p.Ranks) == 0 {
 				answered[i] = true
 				continue
 			}
 			g.Go(func() error {
-				err := do(ctx, p)
+				err := do(each, p)
 				if err == nil {
 					mu.Lock()
 					answered[i] = true
@@ -164,7 +204,7 @@ func (r *run) start(ctx context.Context) error {
 			})
 		}
 		err := g.Wait()
-		if err != nil && limit.Err() != nil && ctx.Err() == nil {
+		if err != nil && errors.Is(limit.Err(), context.DeadlineExceeded) && ctx.Err() == nil {
 			var missing []string
 			for i, p := range r.Places {
 				if !answered[i] {
@@ -196,7 +236,9 @@ func (r *run) prepare(ctx, limit context.Context, group pmi.Group, p Place) erro
 				return fmt.Errorf("%s: %w", p.Name, err)
 			}
 			go func() {
-				io.Copy(st, r.Stdin)
+				if r.Stdin != nil {
+					io.Copy(st, r.Stdin)
+				}
 				st.Close()
 			}()
 		}
@@ -205,9 +247,9 @@ func (r *run) prepare(ctx, limit context.Context, group pmi.Group, p Place) erro
 			if err != nil {
 				return fmt.Errorf("%s: %w", p.Name, err)
 			}
-			w := &lineWriter{out: out, mu: &terminal}
+			w := &screen{run: r, lines: &lineWriter{out: out, mu: &terminal}}
 			if r.Label {
-				w.prefix = fmt.Appendf(nil, "[%d] ", rank)
+				w.lines.prefix = fmt.Appendf(nil, "[%d] ", rank)
 			}
 			r.outputs.Go(func() {
 				io.Copy(w, st)
@@ -217,6 +259,33 @@ func (r *run) prepare(ctx, limit context.Context, group pmi.Group, p Place) erro
 		}
 	}
 	return nil
+}
+
+// screen is where one stream of a rank goes. When it cannot be written the rank
+// is not held up by that: the job goes on, and has failed in the end.
+type screen struct {
+	run   *run
+	lines *lineWriter
+	err   error
+}
+
+func (s *screen) Write(p []byte) (int, error) {
+	s.do(func() error { _, err := s.lines.Write(p); return err })
+	return len(p), nil
+}
+
+func (s *screen) Close() { s.do(s.lines.Close) }
+
+func (s *screen) do(write func() error) {
+	if s.err != nil {
+		return
+	}
+	s.run.writing.Add(1)
+	if s.err = write(); s.err != nil {
+		s.run.unwritten.CompareAndSwap(nil, &s.err)
+	}
+	s.run.written.Add(1)
+	s.run.writing.Add(-1)
 }
 
 // terminal is held while a line is written: stdout and stderr are often the
@@ -306,9 +375,11 @@ func (r *run) handle(e event) bool {
 	}
 	// A rank that ended without MPI_Init is waited for in others' MPI_Init.
 	if r.anyInit && r.running > 0 {
-		for rank, s := range r.states {
-			if s == pmi.NotStarted {
-				r.failure = &Failure{Rank: rank, Clone: r.clones[rank], Status: 1, Cause: "ended without calling MPI_Init, for which the other ranks wait"}
+		for rank := range r.procs {
+			if s, ended := r.states[rank]; ended && s == pmi.NotStarted {
+				if r.failure == nil {
+					r.failure = &Failure{Rank: rank, Clone: r.clones[rank], Status: 1, Cause: "ended without calling MPI_Init, for which the other ranks wait"}
+				}
 				return true
 			}
 		}
@@ -333,6 +404,11 @@ func (r *run) forward(sig os.Signal) bool {
 		p.Signal(int(n))
 	}
 	return false
+}
+
+// abortStatus is what a shell sees of MPI_Abort's code, but never success.
+func abortStatus(code int) int {
+	return max(1, code&0xff)
 }
 
 func aborted(code int, message string) string {

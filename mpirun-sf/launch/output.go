@@ -7,7 +7,7 @@ import (
 )
 
 // maxLine is the longest line that is kept whole, in bytes. Of a longer one,
-// pieces of this size are.
+// pieces of this size are, each a line of its own where lines have labels.
 const maxLine = 1 << 20
 
 // lineWriter gathers what one rank writes and passes it on line by line, so
@@ -33,7 +33,7 @@ func (w *lineWriter) Write(p []byte) (int, error) {
 	}
 	w.buf = append(w.buf, p...)
 	if len(w.buf) >= maxLine {
-		return n, w.emit(nil)
+		return n, w.Close()
 	}
 	return n, nil
 }
@@ -51,7 +51,7 @@ func (w *lineWriter) emit(end []byte) error {
 	return err
 }
 
-// Close passes on a last line without an end. With a label it gets one.
+// Close passes on a line without an end. With a label it gets one.
 func (w *lineWriter) Close() error {
 	if len(w.buf) == 0 {
 		return nil
