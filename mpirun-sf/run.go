@@ -323,7 +323,7 @@ func (j *job) reportPrepared(p sfld.Prepared) {
 	}
 	switch {
 	case p.AccelReason != "":
-		tui.Notice("%s; using TCG, expect slow computation", strings.TrimPrefix(p.AccelReason, "not supported on this machine: "))
+		tui.Notice("%s; using TCG, expect slow computation", p.AccelReason)
 	case p.Accel == "tcg":
 		tui.Notice("using TCG as asked, expect slow computation")
 	}

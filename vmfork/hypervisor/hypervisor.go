@@ -27,6 +27,7 @@ package hypervisor
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"os"
 	"time"
@@ -37,6 +38,18 @@ import (
 // ErrNotSupported is matched by the error of a probe that found this machine
 // to lack something.
 var ErrNotSupported = errors.New("not supported on this machine")
+
+// Lacks is an error that matches [ErrNotSupported] and says, on its own, what
+// is missing and what to do.
+type Lacks string
+
+// Lacksf formats one.
+func Lacksf(format string, args ...any) Lacks { return Lacks(fmt.Sprintf(format, args...)) }
+
+func (l Lacks) Error() string { return string(l) }
+
+// Is makes errors.Is(err, ErrNotSupported) hold.
+func (l Lacks) Is(target error) bool { return target == ErrNotSupported }
 
 // Shape is what two machines must have in common for the device state of one
 // to load into the other.

@@ -40,7 +40,7 @@ var _ hypervisor.Driver = (*Driver)(nil)
 func Find(ctx context.Context, accel Accel) (*Driver, error) {
 	path, err := exec.LookPath(Binary)
 	if err != nil {
-		return nil, fmt.Errorf("%w: %s is not on PATH; install it: apt-get install qemu-system-x86", hypervisor.ErrNotSupported, Binary)
+		return nil, hypervisor.Lacksf("%s is not on PATH; install it: apt-get install qemu-system-x86", Binary)
 	}
 	out, err := exec.CommandContext(ctx, path, "--version").Output()
 	if err != nil {
@@ -68,7 +68,7 @@ func parseVersion(out string) (string, error) {
 	}
 	release := m[1] + "." + m[2] + "." + m[3]
 	if major < 7 || major == 7 && minor < 2 {
-		return "", fmt.Errorf("%w: QEMU %s is too old, 7.2 is the oldest that will do", hypervisor.ErrNotSupported, release)
+		return "", hypervisor.Lacksf("QEMU %s is too old, 7.2 is the oldest that will do", release)
 	}
 	return release, nil
 }

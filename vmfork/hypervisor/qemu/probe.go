@@ -32,7 +32,7 @@ func Probe(ctx context.Context) (accel Accel, reason error) {
 		return TCG, err
 	}
 	if took > probeLimit {
-		return TCG, fmt.Errorf("%w: KVM is not usable here (a probe loop took %.0f ms)", hypervisor.ErrNotSupported, took.Seconds()*1e3)
+		return TCG, hypervisor.Lacksf("KVM is not usable here (a probe loop took %.0f ms)", took.Seconds()*1e3)
 	}
 	return KVM, nil
 }
@@ -42,7 +42,7 @@ func Probe(ctx context.Context) (accel Accel, reason error) {
 func probeKVM(ctx context.Context) (time.Duration, error) {
 	dev, err := os.OpenFile("/dev/kvm", os.O_RDWR, 0)
 	if err != nil {
-		return 0, fmt.Errorf("%w: KVM is not usable here (%v)", hypervisor.ErrNotSupported, err)
+		return 0, hypervisor.Lacksf("KVM is not usable here (%v)", err)
 	}
 	defer dev.Close()
 	runtime.LockOSThread() // a vCPU belongs to a thread
@@ -51,7 +51,7 @@ func probeKVM(ctx context.Context) (time.Duration, error) {
 	ioctl := func(fd, request int, arg uintptr) (int, error) {
 		r, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), uintptr(request), arg)
 		if errno != 0 {
-			return 0, fmt.Errorf("%w: KVM is not usable here (ioctl %#x: %v)", hypervisor.ErrNotSupported, request, errno)
+			return 0, hypervisor.Lacksf("KVM is not usable here (ioctl %#x: %v)", request, errno)
 		}
 		return int(r), nil
 	}
@@ -114,11 +114,11 @@ func probeKVM(ctx context.Context) (time.Duration, error) {
 				return 0, err
 			}
 			if ctx.Err() != nil || time.Since(begin) > time.Second {
-				return 0, fmt.Errorf("%w: KVM is not usable here (a probe loop of %d steps did not end in %v)", hypervisor.ErrNotSupported, probeLoop, time.Second)
+				return 0, hypervisor.Lacksf("KVM is not usable here (a probe loop of %d steps did not end in %v)", probeLoop, time.Second)
 			}
 		}
 		if reason := *(*uint32)(unsafe.Pointer(&run[kvmRunExitReason])); reason != kvmExitHLT {
-			return 0, fmt.Errorf("%w: KVM is not usable here (the probe ended with exit reason %d)", hypervisor.ErrNotSupported, reason)
+			return 0, hypervisor.Lacksf("KVM is not usable here (the probe ended with exit reason %d)", reason)
 		}
 		if took += time.Since(begin); took > probeLimit {
 			break
