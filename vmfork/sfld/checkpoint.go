@@ -158,6 +158,10 @@ func (e *Engine) openCheckpoint(dir string) (c *checkpoint, err error) {
 	if c.desc, err = descriptor.Load(filepath.Join(dir, "descriptor")); err != nil {
 		return c, err
 	}
+	if h := c.desc.Hypervisor; h.Name != e.driver.Name() || h.Version != e.driver.Version() || c.desc.VCPUs != e.shape.VCPUs || c.desc.Memory != e.shape.Memory {
+		return c, fmt.Errorf("open checkpoint: its device state is of %s with %d virtual CPUs and %d MB, this is %s with %d and %d MB",
+			h.Version, c.desc.VCPUs, c.desc.Memory>>20, e.driver.Version(), e.shape.VCPUs, e.shape.Memory>>20)
+	}
 	open := func(data, sums string) *slice.Slice {
 		if err != nil {
 			return nil
