@@ -27,6 +27,8 @@ type command struct {
 	limit time.Duration
 	attr  *syscall.SysProcAttr
 	wrap  []string // a program and arguments that the launcher is given to
+	// beside says that another run goes on meanwhile.
+	beside bool
 }
 
 // result is how a run ended.
@@ -54,6 +56,7 @@ type running struct {
 	begin          time.Time
 	done           chan struct{}
 	result         result
+	beside         bool
 }
 
 // buffer gathers output that is looked at meanwhile.
@@ -75,7 +78,7 @@ func (b *buffer) String() string {
 }
 
 // environ is what every run finds: the test's environment without sudo's
-// marks, a cache and a temporary folder of the tests', our marker.
+// marks, with our marker, and a cache and a temporary folder of the tests'.
 func environ(more []string) []string {
 	var env []string
 	for _, e := range os.Environ() {
@@ -83,7 +86,7 @@ func environ(more []string) []string {
 			env = append(env, e)
 		}
 	}
-	return append(append(env, "XDG_CACHE_HOME="+cacheDir, "TMPDIR="+tempDir, marker), more...)
+	return append(append(env, "XDG_CACHE_HOME="+cacheDir, "TMPDIR="+tempDir), more...)
 }
 
 func (c command) start(t *testing.T) *running {
@@ -95,7 +98,7 @@ func (c command) start(t *testing.T) *running {
 		c.limit = defaultLimit
 	}
 	argv := append(append(append([]string{}, c.wrap...), launcher), c.args...)
-	r := &running{t: t, cmd: exec.Command(argv[0], argv[1:]...), stdout: &buffer{}, stderr: &buffer{}, done: make(chan struct{})}
+	r := &running{t: t, cmd: exec.Command(argv[0], argv[1:]...), stdout: &buffer{}, stderr: &buffer{}, done: make(chan struct{}), beside: c.beside}
 	r.cmd.Dir, r.cmd.Env, r.cmd.Stdin, r.cmd.SysProcAttr = c.dir, environ(c.env), c.stdin, c.attr
 	r.cmd.Stdout, r.cmd.Stderr = r.stdout, r.stderr
 	// Whoever holds the output open longer than this is a leftover.
@@ -133,6 +136,9 @@ func (c command) start(t *testing.T) *running {
 func (r *running) wait() result {
 	r.t.Helper()
 	<-r.done
+	if r.beside {
+		return r.result
+	}
 	if left := awaitNoProcess(); len(left) > 0 {
 		r.t.Errorf("still running after the launcher's end: %v", left)
 		for _, p := range left {

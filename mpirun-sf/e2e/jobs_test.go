@@ -79,21 +79,15 @@ func TestNoMPI(t *testing.T) {
 
 // TestSecondRunNeitherBuildsNorBoots: what the first run said, the second does not.
 func TestSecondRunNeitherBuildsNorBoots(t *testing.T) {
-	cache := t.TempDir()
-	if err := os.Mkdir(filepath.Join(cache, "mpirun-sf"), 0o700); err != nil {
-		t.Fatal(err)
-	}
-	if err := keepKernel(filepath.Join(cache, "mpirun-sf")); err != nil {
-		t.Fatal(err)
-	}
-	c := command{args: []string{"-np", "2", example("hello")}, env: []string{"XDG_CACHE_HOME=" + cache}}
+	env, images := newCache(t)
+	c := command{args: []string{"-np", "2", example("hello")}, env: env}
 	first := c.run(t).succeeds(t)
 	for _, word := range []string{"guest image built from this machine", "guest booted and checkpointed"} {
 		if strings.Count(first.stderr, word) != 1 {
 			t.Errorf("the first run does not say %q:\n%s", word, first.stderr)
 		}
 	}
-	private(t, filepath.Join(cache, "mpirun-sf"))
+	private(t, filepath.Dir(images))
 	second := c.run(t).succeeds(t)
 	if strings.Contains(second.stderr, "built") || strings.Contains(second.stderr, "booted") {
 		t.Errorf("the second run says:\n%s", second.stderr)

@@ -108,7 +108,9 @@ func setUp(dir string) error {
 			return err
 		}
 	}
-	marker = "MPIRUN_SF_E2E=" + rand.Text()
+	name, value := "MPIRUN_SF_E2E", rand.Text()
+	marker = name + "=" + value
+	os.Setenv(name, value) // for what tests start without a launcher
 	if out, err := exec.CommandContext(ctx, "cp", "-r", root+"/bin/mpirun-sf", root+"/bin/examples", dir).CombinedOutput(); err != nil {
 		return fmt.Errorf("copy launcher and examples: %w\n%s", err, out)
 	}
