@@ -61,13 +61,12 @@ func doctorCommand() *cli.Command {
 			check(name, err)
 			check("FUSE", memtap.Probe())
 			check("network namespaces, bridges and taps", network.Probe(c.Context))
+			name = "a kernel for guests"
 			cache, err := guest.DefaultCache()
 			if err == nil {
 				var kernel *guest.Kernel
 				if kernel, err = guest.FindKernel(c.Context, cache.Dir, func(string) {}); err == nil {
-					name = "a kernel for guests: " + kernel.Release
-				} else {
-					name = "a kernel for guests"
+					name += ": " + kernel.Release
 				}
 			}
 			check(name, err)
