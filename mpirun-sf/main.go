@@ -71,9 +71,37 @@ func baseApp() *cli.App {
 		Writer:          os.Stdout,
 		ErrWriter:       os.Stderr,
 		ExitErrHandler:  func(*cli.Context, error) {},
-		OnUsageError: func(_ *cli.Context, err error, _ bool) error {
-			return fmt.Errorf("%w; mpirun-sf --help shows the options", err)
-		},
+		OnUsageError:    usageError,
+	}
+}
+
+func usageError(_ *cli.Context, err error, _ bool) error {
+	return fmt.Errorf("%w; mpirun-sf --help shows the options", err)
+}
+
+// strict makes errors of subcommands' use errors like all others: one line.
+// Those that say nothing of arguments take none.
+func strict(commands []*cli.Command) {
+	for _, cmd := range commands {
+		cmd.OnUsageError = usageError
+		cmd.HideHelpCommand = true
+		strict(cmd.Subcommands)
+		switch action := cmd.Action; {
+		case len(cmd.Subcommands) > 0:
+			cmd.Action = func(c *cli.Context) error {
+				if c.Args().Present() {
+					return fmt.Errorf("%s has no command %s; mpirun-sf %s --help shows them", cmd.Name, c.Args().First(), cmd.Name)
+				}
+				return cli.ShowSubcommandHelp(c)
+			}
+		case cmd.ArgsUsage == "":
+			cmd.Action = func(c *cli.Context) error {
+				if c.Args().Present() {
+					return fmt.Errorf("%s takes no arguments, and was given %s", cmd.Name, c.Args().First())
+				}
+				return action(c)
+			}
+		}
 	}
 }
 
@@ -90,5 +118,6 @@ func commandsApp() *cli.App {
 			return share.Main(c.Context, os.Stdin, os.Stdout, zerolog.Nop())
 		}},
 	}
+	strict(app.Commands)
 	return app
 }
