@@ -71,7 +71,7 @@ type options struct {
 
 // shareOption is a folder to share.
 type shareOption struct {
-	dir      string // absolute, without symbolic links
+	dir      string // absolute; symbolic links are kept, for ranks see this path
 	readOnly bool
 }
 
@@ -117,26 +117,32 @@ func launcherApp() *cli.App {
 }
 
 // normalise turns "-env NAME VALUE", which has two words as in every mpiexec,
-// into one word for the library, and ends the options at the program.
+// into one word for the library, and ends the options at the program. Of an
+// option with several names it leaves one, for the library wants one of them.
 func normalise(flags []cli.Flag, args []string) []string {
-	takesValue := map[string]bool{}
+	takesValue, first := map[string]bool{}, map[string]string{}
 	for _, f := range flags {
 		_, isBool := f.(*cli.BoolFlag)
 		for _, n := range f.Names() {
 			takesValue[n] = !isBool
+			first[n] = f.Names()[0]
 		}
 	}
 	out := args[:1:1]
 	for i := 1; i < len(args); i++ {
 		a := args[i]
-		name, _, joined := strings.Cut(strings.TrimLeft(a, "-"), "=")
+		name, _, joined := strings.Cut(strings.TrimPrefix(strings.TrimPrefix(a, "-"), "-"), "=")
+		if to := first[name]; to != "" && strings.HasPrefix(a, "-") {
+			a = "-" + to + strings.TrimPrefix(strings.TrimLeft(a, "-"), name)
+			name = to
+		}
 		switch {
 		case a == "--" || !strings.HasPrefix(a, "-"):
 			if a != "--" {
 				out = append(out, "--")
 			}
 			return append(out, args[i:]...)
-		case (name == "env" || name == "genv") && !joined && i+2 < len(args):
+		case name == "env" && !joined && i+2 < len(args) && !strings.Contains(args[i+1], "="):
 			out = append(out, a, args[i+1]+"="+args[i+2])
 			i += 2
 		case takesValue[name] && !joined && i+1 < len(args):
@@ -220,10 +226,13 @@ func parseOptions(c *cli.Context) (options, error) {
 }
 
 // parseSize reads a size as QEMU's -m does: a number of megabytes, or with a
-// suffix K, M, G or T.
+// suffix K, M, G or T, or KB, MB, GB or TB.
 func parseSize(s string) (int64, error) {
 	shift := 20
-	digits := strings.TrimSuffix(strings.ToUpper(s), "B")
+	digits := strings.ToUpper(s)
+	if unit, ok := strings.CutSuffix(digits, "B"); ok && strings.TrimRight(unit, "KMGT") != unit {
+		digits = unit
+	}
 	if i := strings.IndexAny(digits, "KMGT"); i >= 0 && i == len(digits)-1 {
 		shift = 10 * (1 + strings.IndexByte("KMGT", digits[i]))
 		digits = digits[:i]
