@@ -35,6 +35,8 @@ func settle() error {
 	if err := unix.Mount("proc", "/proc", "proc", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, ""); err != nil {
 		return fmt.Errorf("begin a job: mount /proc: %w", err)
 	}
+	// Modes mean what they say, whatever umask the user has.
+	unix.Umask(0o022)
 	// The server of a program's copy, which runs as the user, has to get
 	// there. What else is in the folder only root can open, and nobody outside
 	// of the job sees it at all.
