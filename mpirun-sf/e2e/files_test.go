@@ -149,6 +149,10 @@ func TestShare(t *testing.T) {
 		r := command{args: []string{"-np", "1", "nompi"}, env: []string{"PATH=" + examples + ":" + os.Getenv("PATH")}}.run(t).succeeds(t)
 		has(t, r.stdout, "no MPI here: clone-1, PMI_RANK 0 of PMI_SIZE 1")
 	})
+	t.Run("strict umask", func(t *testing.T) {
+		r := command{args: []string{"-np", "1", probe, "uid"}, dir: dir, env: bySudo(), wrap: []string{"sh", "-c", `umask 077; exec "$@"`, "sh"}}.run(t).succeeds(t)
+		has(t, r.stdout, fmt.Sprintf("0 uid = %d:%d", uid, gid))
+	})
 	t.Run("working directory of a system folder", func(t *testing.T) {
 		r := command{args: []string{"-np", "1", example("nompi")}, dir: "/usr"}.run(t).succeeds(t)
 		if !strings.Contains(r.stderr, "/usr is not shared") {
