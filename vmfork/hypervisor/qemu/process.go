@@ -32,6 +32,7 @@ const (
 type vm struct {
 	cfg     hypervisor.Config
 	cmd     *exec.Cmd
+	wire    net.Conn // under monitor
 	monitor *qmp.Client
 	channel net.Conn
 	stderr  *tailBuffer
@@ -60,7 +61,7 @@ func start(ctx context.Context, binary string, cfg hypervisor.Config, args []str
 	defer monitorFile.Close()
 	defer channelFile.Close()
 
-	v := &vm{cfg: cfg, channel: channel, stderr: &tailBuffer{}, done: make(chan struct{})}
+	v := &vm{cfg: cfg, wire: monitor, channel: channel, stderr: &tailBuffer{}, done: make(chan struct{})}
 	v.cmd = exec.Command(binary, args...)
 	v.cmd.Stderr = v.stderr
 	v.cmd.ExtraFiles = []*os.File{monitorFile, channelFile}
@@ -93,6 +94,7 @@ func (v *vm) wait() {
 		v.err = v.explain(fmt.Errorf("%s: %w", v.cfg.Name, err))
 	}
 	v.mu.Unlock()
+	v.wire.Close()
 	v.channel.Close()
 	close(v.done)
 }
@@ -124,6 +126,10 @@ func (v *vm) Suspend(ctx context.Context) ([]byte, error) {
 
 // Restore implements [hypervisor.VM].
 func (v *vm) Restore(ctx context.Context, state []byte) error {
+	if len(state) == 0 {
+		// QEMU would wait for ever for what it has not even begun to read.
+		return v.end(fmt.Errorf("restore %s: the device state does not load: it is empty", v.cfg.Name))
+	}
 	r, w, err := os.Pipe()
 	if err != nil {
 		return fmt.Errorf("restore %s: %w", v.cfg.Name, err)
@@ -133,23 +139,40 @@ func (v *vm) Restore(ctx context.Context, state []byte) error {
 		w.Write(state)
 		w.Close()
 	}()
-	if err := v.monitor.SendFile(ctx, "state", r); err != nil {
+	err = v.monitor.SendFile(ctx, "state", r)
+	if err == nil {
+		err = v.monitor.Do(ctx, "migrate-incoming", map[string]any{"uri": "fd:state"}, nil)
+	}
+	var refused *qmp.Error
+	switch {
+	case err == nil:
+	case errors.As(err, &refused):
 		w.Close()
 		return fmt.Errorf("restore %s: %w", v.cfg.Name, err)
-	}
-	if err := v.monitor.Do(ctx, "migrate-incoming", map[string]any{"uri": "fd:state"}, nil); err != nil {
-		return fmt.Errorf("restore %s: %w", v.cfg.Name, err)
+	case ctx.Err() == nil:
+		// The monitor broke: QEMU may have ended before its answer was read.
+		select {
+		case <-v.done:
+		case <-time.After(lastWordsLimit):
+			return fmt.Errorf("restore %s: %w", v.cfg.Name, err)
+		}
 	}
 	select {
 	case <-v.resumed:
 		return nil
 	case <-v.done:
+		if v.Err() == nil {
+			return fmt.Errorf("restore %s: it was killed", v.cfg.Name)
+		}
 		// QEMU's last words on a state that it cannot load.
 		return fmt.Errorf("restore %s: the device state does not load: %w", v.cfg.Name, v.Err())
 	case <-ctx.Done():
 		return fmt.Errorf("restore %s: wait for its vCPUs to run: %w", v.cfg.Name, ctx.Err())
 	}
 }
+
+// lastWordsLimit is how long a QEMU that has closed its monitor may take to end.
+const lastWordsLimit = 5 * time.Second
 
 // Channel implements [hypervisor.VM].
 func (v *vm) Channel() net.Conn { return v.channel }
@@ -161,6 +184,17 @@ func (v *vm) Kill() {
 	v.mu.Unlock()
 	v.cmd.Process.Kill()
 	<-v.done
+}
+
+// end ends a machine that is of no use, for a reason.
+func (v *vm) end(reason error) error {
+	v.mu.Lock()
+	if v.err == nil {
+		v.err = reason
+	}
+	v.mu.Unlock()
+	v.Kill()
+	return reason
 }
 
 // Done implements [hypervisor.VM].
