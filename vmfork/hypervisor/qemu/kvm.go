@@ -20,7 +20,6 @@ const (
 	kvmSregsSize     = 0x138
 	kvmRunExitReason = 8 // offset of exit_reason in struct kvm_run
 	kvmExitHLT       = 5
-	kvmExitIntr      = 10
 )
 
 type kvmMemoryRegion struct {

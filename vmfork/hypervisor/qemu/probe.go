@@ -105,13 +105,14 @@ func probeKVM(ctx context.Context) (time.Duration, error) {
 		}
 		begin := time.Now()
 		for {
-			_, err := ioctl(vcpu, kvmRun, 0)
-			if err == nil {
+			_, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(vcpu), kvmRun, 0)
+			if errno == 0 {
 				break
 			}
-			// A signal, such as the Go scheduler's, interrupts the run.
-			if errno := *(*uint32)(unsafe.Pointer(&run[kvmRunExitReason])); errno != kvmExitIntr {
-				return 0, err
+			// A signal, such as the Go scheduler's, interrupts the run. (The
+			// exit reason may then still be that of the last round.)
+			if errno != unix.EINTR && errno != unix.EAGAIN {
+				return 0, hypervisor.Lacksf("KVM is not usable here (ioctl %#x: %v)", kvmRun, errno)
 			}
 			if ctx.Err() != nil || time.Since(begin) > time.Second {
 				return 0, hypervisor.Lacksf("KVM is not usable here (a probe loop of %d steps did not end in %v)", probeLoop, time.Second)
