@@ -1,0 +1,56 @@
+package conformance
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/mpirun-sf/mpirun-sf/vmfork/guest"
+	"github.com/mpirun-sf/mpirun-sf/vmfork/hypervisor"
+)
+
+// Guest is what the tests boot: a kernel, and an initramfs whose init is the
+// program in testdata/guest.
+type Guest struct {
+	hypervisor.Kernel
+	Shape     hypervisor.Shape
+	BootLimit time.Duration // until it is heard
+}
+
+// MakeGuest makes one from a kernel of this machine's, or of the user's cache.
+func MakeGuest(t *testing.T) Guest {
+	t.Helper()
+	cache, err := guest.DefaultCache()
+	if err != nil {
+		t.Fatal(err)
+	}
+	kernel, err := guest.FindKernel(t.Context(), cache.Dir, func(s string) { t.Log(s) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	program := filepath.Join(dir, "init")
+	build := exec.Command("go", "build", "-o", program, "github.com/mpirun-sf/mpirun-sf/vmfork/hypervisor/conformance/testdata/guest")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("build the guest's init: %v\n%s", err, out)
+	}
+	initrd := filepath.Join(dir, "initramfs")
+	f, err := os.Create(initrd)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := guest.WriteInitramfs(f, program, kernel); err != nil {
+		t.Fatal(err)
+	}
+	if err := f.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return Guest{
+		Kernel:    hypervisor.Kernel{Image: kernel.Path, Initrd: initrd},
+		Shape:     hypervisor.Shape{VCPUs: 1, Memory: 192 << 20},
+		BootLimit: 90 * time.Second,
+	}
+}
