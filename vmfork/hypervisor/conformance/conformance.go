@@ -297,8 +297,14 @@ func (s *suite) badState(t *testing.T) {
 	}
 }
 
-// death: a guest that turns itself off ends its machine, which nobody asked for.
+// death: however a guest ends, its machine does, which nobody asked for.
 func (s *suite) death(t *testing.T) {
+	for name, letter := range map[string]string{"off": "o", "restart": "r", "panic": "p"} {
+		t.Run(name, func(t *testing.T) { s.die(t, letter) })
+	}
+}
+
+func (s *suite) die(t *testing.T, letter string) {
 	vm := s.prepare(t, "dying")
 	if err := vm.Restore(limit(t, soon), s.state); err != nil {
 		t.Fatal(err)
@@ -309,7 +315,7 @@ func (s *suite) death(t *testing.T) {
 		t.Fatal("it is gone already")
 	default:
 	}
-	if _, err := io.WriteString(vm.Channel(), "end\n"); err != nil {
+	if _, err := io.WriteString(vm.Channel(), letter); err != nil {
 		t.Fatal(err)
 	}
 	isGone(t, vm)

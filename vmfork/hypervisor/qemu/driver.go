@@ -168,7 +168,10 @@ const PortName = "mpirun-sf"
 func (d *Driver) cmdline(own string) string {
 	// Reports of single free pages, not of 2 MB at the least: exactness is
 	// what they are for (paper section 3.4).
-	line := "console=ttyS0 quiet page_reporting.page_reporting_order=0 panic=-1 " + own
+	//
+	// A microvm knows one way to reset, and Linux does not come to it by
+	// itself: a guest that panics would spin for ever, and nobody notice.
+	line := "console=ttyS0 quiet page_reporting.page_reporting_order=0 panic=-1 reboot=t " + own
 	if d.Accel == TCG {
 		line += ClockArguments()
 	}

@@ -3,7 +3,8 @@
 //
 //	<a number drawn at boot> <counter> <whether its memory is as it was>
 //
-// and on a line from the host it turns the machine off.
+// and it ends as the host says by one letter: o for off, r for restart, p for a
+// kernel that panics.
 package main
 
 import (
@@ -52,7 +53,14 @@ func run() error {
 		return err
 	}
 	go func() {
-		port.Read(make([]byte, 1))
+		letter := make([]byte, 1)
+		port.Read(letter)
+		switch letter[0] {
+		case 'r':
+			unix.Reboot(unix.LINUX_REBOOT_CMD_RESTART)
+		case 'p':
+			os.WriteFile("/proc/sysrq-trigger", []byte("c"), 0)
+		}
 		unix.Reboot(unix.LINUX_REBOOT_CMD_POWER_OFF)
 	}()
 	var me [8]byte
