@@ -9,11 +9,14 @@ import (
 	"net/rpc"
 	"os"
 	"os/signal"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
 
 	"github.com/hashicorp/yamux"
+
+	"github.com/mpirun-sf/mpirun-sf/vmfork/ticket"
 )
 
 // connectionFD is the daemon's end of the socket pair to the launcher.
@@ -38,11 +41,26 @@ func Main(ctx context.Context) error {
 	// ask for.
 	ctx, stop := signal.NotifyContext(ctx, syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
-	var opts Options
-	if err := json.NewDecoder(io.LimitReader(oneByte{conn}, 1<<16)).Decode(&opts); err != nil {
-		return fmt.Errorf("read the job's options: %w", err)
+	opts, err := readOptions(conn)
+	if err != nil {
+		return err
 	}
 	return serve(ctx, conn, opts)
+}
+
+// maxOptions bounds the options' JSON, in bytes.
+const maxOptions = 1 << 16
+
+// readOptions reads exactly the options: the session follows them at once.
+func readOptions(r io.Reader) (opts Options, err error) {
+	if err := json.NewDecoder(io.LimitReader(oneByte{r}, maxOptions)).Decode(&opts); err != nil {
+		return opts, fmt.Errorf("read the job's options: %w", err)
+	}
+	// It is part of file names.
+	if opts.Job == "" || strings.ContainsAny(opts.Job, "/\x00") {
+		return opts, fmt.Errorf("read the job's options: %q cannot be a job's name", opts.Job)
+	}
+	return opts, nil
 }
 
 // oneByte keeps a decoder from reading ahead.
@@ -150,6 +168,11 @@ type failed struct{ err error }
 
 func (f *failed) Prepare(PrepareArgs, *Prepared) error      { return f.err }
 func (f *failed) RequestTicket(RequestArgs, *Granted) error { return f.err }
+func (f *failed) Clone(CloneArgs, *Cloned) error            { return f.err }
+func (f *failed) Kill(ticket.Ticket, *int) error            { return f.err }
+func (f *failed) Share(ShareArgs, *Shared) error            { return f.err }
+func (f *failed) Stage(StageArgs, *Shared) error            { return f.err }
+func (f *failed) Counters(int, *Counters) error             { return f.err }
 
 func muxConfig() *yamux.Config {
 	c := yamux.DefaultConfig()

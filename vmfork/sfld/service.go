@@ -190,6 +190,12 @@ func (s *service) Stage(args StageArgs, out *Shared) error {
 	if err := copied.Close(); err != nil {
 		return fmt.Errorf("stage %s: %w", args.File, err)
 	}
+	// The server reads it as the job's user, whatever root's umask is.
+	for _, path := range []string{dir, copied.Name()} {
+		if err := os.Chmod(path, 0o755); err != nil {
+			return fmt.Errorf("stage %s: %w", args.File, err)
+		}
+	}
 	return s.Share(ShareArgs{Folder: dir, Target: StagedFolder, ReadOnly: true}, out)
 }
 
