@@ -38,7 +38,7 @@ type checkpoint struct {
 
 // checkpointFormat changes when a checkpoint of an older program must not be
 // used by this one.
-const checkpointFormat = "1"
+const checkpointFormat = "2"
 
 // How long a guest may take to boot. Under TCG on a busy machine, boots of 8 s
 // were seen.
