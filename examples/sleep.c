@@ -21,13 +21,8 @@
 
 int main(int argc, char **argv)
 {
-	MPI_Init(&argc, &argv);
-	int rank, size;
-	MPI_Comm_rank(MPI_COMM_WORLD, &rank);
-	MPI_Comm_size(MPI_COMM_WORLD, &size);
-	int seconds = argc > 1 ? atoi(argv[1]) : 10;
-
-	/* Blocked and then waited for: nothing has to be done in a handler. */
+	/* Blocked and then waited for: nothing has to be done in a handler. Before MPI_Init, for
+	   the threads that it starts inherit what is blocked, and would be killed otherwise. */
 	sigset_t signals;
 	sigemptyset(&signals);
 	sigaddset(&signals, SIGINT);
@@ -35,6 +30,12 @@ int main(int argc, char **argv)
 	sigaddset(&signals, SIGQUIT);
 	sigaddset(&signals, SIGUSR1);
 	sigprocmask(SIG_BLOCK, &signals, NULL);
+
+	MPI_Init(&argc, &argv);
+	int rank, size;
+	MPI_Comm_rank(MPI_COMM_WORLD, &rank);
+	MPI_Comm_size(MPI_COMM_WORLD, &size);
+	int seconds = argc > 1 ? atoi(argv[1]) : 10;
 
 	printf("rank %d of %d sleeps %d seconds\n", rank, size, seconds);
 	fflush(stdout);

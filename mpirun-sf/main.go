@@ -115,7 +115,11 @@ func commandsApp() *cli.App {
 			return sfld.Main(c.Context)
 		}},
 		{Name: "share", Hidden: true, Action: func(c *cli.Context) error {
-			return share.Main(c.Context, os.Stdin, os.Stdout, zerolog.Nop())
+			err := share.Main(c.Context, os.Stdin, os.Stdout, zerolog.Nop())
+			if errors.Is(err, share.ErrReported) {
+				return exitStatus(1)
+			}
+			return err
 		}},
 	}
 	strict(app.Commands)

@@ -58,8 +58,12 @@ func newEngine(ctx context.Context, opts Options, notify func(Notice)) (*Engine,
 		warm:   map[int]*warmed{}, clones: map[int]*clone{}, taps: map[int]*os.File{},
 	}
 	e.accel = sync.OnceValues(func() (qemu.Accel, error) {
-		if opts.Accel != "" {
-			return qemu.Accel(opts.Accel), nil
+		switch accel := qemu.Accel(opts.Accel); accel {
+		case qemu.TCG:
+			return accel, nil
+		case qemu.KVM: // as asked, but a guest that crawls needs a reason
+			_, reason := qemu.Probe(ctx)
+			return accel, reason
 		}
 		return qemu.Probe(ctx)
 	})

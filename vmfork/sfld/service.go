@@ -38,7 +38,11 @@ func (s *service) Prepare(args PrepareArgs, out *Prepared) (err error) {
 	e.driver = driver
 	e.shape = hypervisor.Shape{VCPUs: args.VCPUs, Memory: args.Memory}
 	out.Accel = string(accel)
-	if reason != nil {
+	switch {
+	case reason != nil && accel == qemu.KVM:
+		// Said now, for the guest may not live to see the end of this call.
+		e.notify(Notice{Line: reason.Error() + "; using it as asked, expect it to crawl"})
+	case reason != nil:
 		out.AccelReason = reason.Error()
 	}
 	if e.image == nil {

@@ -41,6 +41,10 @@ type report struct {
 	Error string `json:"error,omitempty"`
 }
 
+// ErrReported is matched by an error of [Main] that the parent knows already, and
+// will tell: there is no need to say it twice.
+var ErrReported = errors.New("reported to the parent")
+
 // Main is the child process of [Start]: control is its standard input, with the Config as one line of JSON, and output
 // its standard output, where it reports that it is ready. It serves until control or ctx ends.
 //
@@ -53,7 +57,7 @@ func Main(ctx context.Context, control io.Reader, output io.Writer, log zerolog.
 	config, e, listener, err := prepare(in)
 	if err != nil {
 		_ = json.NewEncoder(output).Encode(report{Error: err.Error()})
-		return err
+		return fmt.Errorf("%w: %w", ErrReported, err)
 	}
 	defer e.close()
 	if err := json.NewEncoder(output).Encode(report{}); err != nil {
