@@ -40,7 +40,7 @@ Options:
     --oversubscribe      let ranks share clones when memory does not allow one each
     --strict             refuse more virtual CPUs than this machine has cores
     --start-timeout T    how long clones and ranks may take to start (default 2m)
-    --window SIZE        read around a page fault: 4K to 128K (default 16K)
+    --window SIZE        read around a page fault: 4K to 128K (default 32K)
     --accel kvm|tcg      take this instead of what the probe of KVM says
     -q                   no lines of mpirun-sf's own but errors
     -v                   a timeline, and bytes fetched by path
@@ -91,7 +91,7 @@ func launcherApp() *cli.App {
 		&cli.BoolFlag{Name: "oversubscribe"},
 		&cli.BoolFlag{Name: "strict"},
 		&cli.DurationFlag{Name: "start-timeout", Value: 2 * time.Minute},
-		&cli.StringFlag{Name: "window", Value: "16K"},
+		&cli.StringFlag{Name: "window", Value: "32K"},
 		&cli.StringFlag{Name: "accel"},
 		&cli.BoolFlag{Name: "q", Aliases: []string{"quiet"}},
 		&cli.BoolFlag{Name: "v", Aliases: []string{"verbose"}},

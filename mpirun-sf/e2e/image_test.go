@@ -142,12 +142,13 @@ func TestOwnImage(t *testing.T) {
 	tool(t, "cp", "--sparse=always", filepath.Join(cacheDir, "mpirun-sf", "images", key, "root.img"), raw)
 	write(t, filepath.Join(dir, "trace"), "my own disk\n")
 	tool(t, "debugfs", "-w", "-R", "write "+filepath.Join(dir, "trace")+" etc/trace", raw)
+	addHook(t, raw, "10-mark", "#!/bin/sh\necho hook of clone $SF_CLONE_ID >/etc/hook\n")
 	tool(t, "qemu-img", "convert", "-O", "qcow2", raw, qcow)
 	probe := compile(t, "gcc", "testdata/probe.c")
 	for _, disk := range []string{raw, qcow} {
 		t.Run(filepath.Ext(disk)[1:], func(t *testing.T) {
-			r := mpirun(t, "-np", "2", "--image", disk, probe, "file:/etc/trace", "hostname").succeeds(t)
-			has(t, r.stdout, "0 file:/etc/trace = my own disk", "1 file:/etc/trace = my own disk", "0 hostname = clone-1", "1 hostname = clone-2")
+			r := mpirun(t, "-np", "2", "--image", disk, probe, "file:/etc/trace", "hostname", "file:/etc/hook").succeeds(t)
+			has(t, r.stdout, "0 file:/etc/hook = hook of clone 1", "1 file:/etc/hook = hook of clone 2", "0 file:/etc/trace = my own disk", "1 file:/etc/trace = my own disk", "0 hostname = clone-1", "1 hostname = clone-2")
 			r = mpirun(t, "-np", "2", "--image", disk, example("hello")).succeeds(t)
 			has(t, r.stdout, "hello from rank 0 of 2 on clone-1: sum 1, allreduce …", "hello from rank 1 of 2 on clone-2: sum 1, allreduce …")
 			if strings.Contains(r.stderr, "booted") {
@@ -155,6 +156,12 @@ func TestOwnImage(t *testing.T) {
 			}
 		})
 	}
+	t.Run("whose hook fails", func(t *testing.T) {
+		failing := filepath.Join(dir, "failing.raw")
+		tool(t, "cp", "--sparse=always", raw, failing)
+		addHook(t, failing, "20-fail", "#!/bin/sh\nexit 3\n")
+		mpirun(t, "-np", "1", "--image", failing, probe, "hostname").fails(t, 1, "clone-1", "20-fail", "status 3")
+	})
 	t.Run("that does not boot", func(t *testing.T) {
 		empty := filepath.Join(dir, "empty.raw")
 		if err := os.Truncate(touch(t, empty), 64<<20); err != nil {
@@ -173,6 +180,18 @@ func TestOwnImage(t *testing.T) {
 		write(t, damaged, string(b[:len(b)/2]))
 		mpirun(t, "-np", "1", "--image", damaged, example("hello")).oneLine(t, "damaged.qcow2", "cut off")
 	})
+}
+
+// addHook puts an executable into the post-clone hooks of a disk.
+func addHook(t *testing.T, disk, name, script string) {
+	t.Helper()
+	file := filepath.Join(t.TempDir(), name)
+	write(t, file, script)
+	const dir = "etc/mpirun-sf/post-clone.d"
+	for _, request := range []string{"mkdir etc/mpirun-sf", "mkdir " + dir, "write " + file + " " + dir + "/" + name, "sif " + dir + "/" + name + " mode 0100755"} {
+		// debugfs answers 0 whatever happens; what a test sees in the clone tells.
+		tool(t, "debugfs", "-w", "-R", request, disk)
+	}
 }
 
 func touch(t *testing.T, path string) string { t.Helper(); write(t, path, ""); return path }

@@ -111,8 +111,11 @@ func runHooks(ctx context.Context, id Identity) error {
 		if err == nil {
 			select {
 			case ws := <-ended:
-				if !ws.Exited() || ws.ExitStatus() != 0 {
-					err = fmt.Errorf("it ended with %#x", uint32(ws))
+				switch {
+				case ws.Signaled():
+					err = fmt.Errorf("it was killed by signal %d", ws.Signal())
+				case ws.ExitStatus() != 0:
+					err = fmt.Errorf("it exited with status %d", ws.ExitStatus())
 				}
 			case <-ctx.Done():
 				cmd.Process.Kill()

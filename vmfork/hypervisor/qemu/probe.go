@@ -15,12 +15,13 @@ import (
 
 // The probe's loop, and what it may take. Hardware runs a million iterations
 // in under a millisecond; a nested host that emulates instruction by
-// instruction was seen to take 0.65 s. The loop goes in rounds, so that the
-// slowest host is known for slow after a few milliseconds.
+// instruction was seen to take 0.65 s. The loop goes in rounds, each twice as
+// long as the one before, so that a slow host is known for slow after a few
+// milliseconds.
 const (
-	probeRounds = 10
-	probeLoop   = 30_000 // iterations a round
-	probeLimit  = 5 * time.Millisecond
+	probeFirst = 1_000   // iterations of the first round
+	probeLast  = 256_000 // and of the last
+	probeLimit = 5 * time.Millisecond
 )
 
 // Probe says which accelerator to take. KVM counts only when it is fast: a
@@ -98,8 +99,8 @@ func probeKVM(ctx context.Context) (time.Duration, error) {
 		return 0, err
 	}
 	var took time.Duration
-	for range probeRounds {
-		regs := kvmRegs{RIP: probeCode, RFlags: 2}
+	for n := probeFirst; n <= probeLast; n *= 2 {
+		regs := kvmRegs{RIP: probeCode, RFlags: 2, RCX: uint64(n)}
 		if _, err := ioctl(vcpu, kvmSetRegs, uintptr(unsafe.Pointer(&regs))); err != nil {
 			return 0, err
 		}
@@ -115,7 +116,7 @@ func probeKVM(ctx context.Context) (time.Duration, error) {
 				return 0, hypervisor.Lacksf("KVM is not usable here (ioctl %#x: %v)", kvmRun, errno)
 			}
 			if ctx.Err() != nil || time.Since(begin) > time.Second {
-				return 0, hypervisor.Lacksf("KVM is not usable here (a probe loop of %d steps did not end in %v)", probeLoop, time.Second)
+				return 0, hypervisor.Lacksf("KVM is not usable here (a probe loop of %d steps did not end in %v)", n, time.Second)
 			}
 		}
 		if reason := *(*uint32)(unsafe.Pointer(&run[kvmRunExitReason])); reason != kvmExitHLT {
@@ -142,9 +143,7 @@ func writeProbeProgram(mem []byte) {
 	entry(probePML4, probePDPT|present|writable)
 	entry(probePDPT, probePD|present|writable)
 	entry(probePD, huge|present|writable)
-	n := uint32(probeLoop)
 	copy(mem[probeCode:], []byte{
-		0xb9, byte(n), byte(n >> 8), byte(n >> 16), byte(n >> 24), // mov ecx, n
 		0xff, 0xc9, // dec ecx
 		0x75, 0xfc, // jnz -4
 		0xf4, // hlt
