@@ -54,7 +54,7 @@ func serve(channel *os.File) error {
 // is its error. It waits for all children of the process: it is for a process
 // that has no others, as a guest's init.
 func Serve(channel io.ReadWriteCloser) error {
-	mux, err := yamux.Server(channel, muxConfig())
+	mux, err := yamux.Server(channel, MuxConfig())
 	if err != nil {
 		return fmt.Errorf("begin a session with the host: %w", err)
 	}

@@ -60,18 +60,19 @@ type Session struct {
 // Dial begins a session with a clone that has been greeted. conn is the
 // session's from now on.
 func Dial(conn io.ReadWriteCloser) (*Session, error) {
-	mux, err := yamux.Client(conn, muxConfig())
+	mux, err := yamux.Client(conn, MuxConfig())
 	if err != nil {
 		return nil, fmt.Errorf("begin a session with the guest's agent: %w", err)
 	}
 	return &Session{mux}, nil
 }
 
-func muxConfig() *yamux.Config {
+// MuxConfig is yamux's for a connection that cannot be lost without being seen
+// to be: a socket pair, or a clone's channel, breaks when its other end goes, and
+// only then. Who is merely slow must not be taken for dead.
+func MuxConfig() *yamux.Config {
 	c := yamux.DefaultConfig()
 	c.LogOutput = io.Discard
-	// The channel breaks when the machine ends, and that is seen at once; a
-	// clone that is merely slow must not be taken for dead.
 	c.EnableKeepAlive = false
 	c.ConnectionWriteTimeout = time.Hour
 	c.StreamOpenTimeout = 0

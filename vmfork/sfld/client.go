@@ -65,7 +65,7 @@ func Start(ctx context.Context, program string, opts Options, notice func(Notice
 		_, err = conn.Write(line) // no line end: the daemon reads exactly one value
 	}
 	if err == nil {
-		c.mux, err = yamux.Client(conn, muxConfig())
+		c.mux, err = yamux.Client(conn, agent.MuxConfig())
 	}
 	var calls, notices net.Conn
 	if err == nil {

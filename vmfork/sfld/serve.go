@@ -12,9 +12,10 @@ import (
 	"strings"
 	"sync"
 	"syscall"
-	"time"
 
 	"github.com/hashicorp/yamux"
+
+	"github.com/mpirun-sf/mpirun-sf/vmfork/agent"
 
 	"github.com/mpirun-sf/mpirun-sf/vmfork/ticket"
 )
@@ -71,7 +72,7 @@ func (o oneByte) Read(p []byte) (int, error) { return o.r.Read(p[:1]) }
 func serve(ctx context.Context, conn net.Conn, opts Options) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	mux, err := yamux.Server(conn, muxConfig())
+	mux, err := yamux.Server(conn, agent.MuxConfig())
 	if err != nil {
 		return fmt.Errorf("speak to the launcher: %w", err)
 	}
@@ -173,14 +174,3 @@ func (f *failed) Kill(ticket.Ticket, *int) error            { return f.err }
 func (f *failed) Share(ShareArgs, *Shared) error            { return f.err }
 func (f *failed) Stage(StageArgs, *Shared) error            { return f.err }
 func (f *failed) Counters(int, *Counters) error             { return f.err }
-
-func muxConfig() *yamux.Config {
-	c := yamux.DefaultConfig()
-	c.LogOutput = io.Discard
-	// A socket pair breaks when its other end goes, and only then.
-	c.EnableKeepAlive = false
-	c.ConnectionWriteTimeout = time.Hour
-	c.StreamOpenTimeout = 0
-	c.StreamCloseTimeout = time.Hour
-	return c
-}
