@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -204,7 +205,7 @@ func (j *job) checkFolders() error {
 		tui.Notice("the working directory %s is not shared, for a guest has its own; files written there are lost", dir)
 	default:
 		if !writable(dir, j.user) {
-			return fmt.Errorf("the working directory %s is not writable for %s: run in one that is, or share it for reading only: --share %s:ro", dir, cmp(j.user.name, "you"), dir)
+			return fmt.Errorf("the working directory %s is not writable for %s: run in one that is, or share it for reading only: --share %s:ro", dir, cmp.Or(j.user.name, "you"), dir)
 		}
 		j.shares = append([]shareOption{{dir: dir}}, j.shares...)
 	}
@@ -212,13 +213,6 @@ func (j *job) checkFolders() error {
 	slices.SortStableFunc(j.shares, func(a, b shareOption) int { return strings.Compare(a.dir, b.dir) })
 	j.shares = slices.CompactFunc(j.shares, func(a, b shareOption) bool { return a.dir == b.dir })
 	return nil
-}
-
-func cmp(s, otherwise string) string {
-	if s == "" {
-		return otherwise
-	}
-	return s
 }
 
 // writable asks the file system, as the user that ranks run as.

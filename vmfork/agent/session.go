@@ -94,9 +94,6 @@ type stream struct {
 
 func (s *stream) Read(p []byte) (int, error) { return s.in.Read(p) }
 
-// CloseWrite ends the host's direction only.
-func (s *stream) CloseWrite() error { return s.Conn.Close() }
-
 func (s *Session) ask(ctx context.Context, r request) (*stream, error) {
 	conn, err := s.mux.OpenStream()
 	if err != nil {

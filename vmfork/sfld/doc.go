@@ -14,10 +14,10 @@
 //
 // # The way of a fork
 //
-//  1. [Client.Prepare] finds or builds the guest image, finds or makes its
-//     checkpoint for the wanted shape (checkpoint.go), mounts memtap, and
+//  1. [Client.RequestTicket] reserves memory and says which clones it allows.
+//  2. [Client.Prepare] finds or builds the guest image, finds or makes its
+//     checkpoint for the wanted shape (checkpoint.go), serves its memory, and
 //     begins to start hypervisor processes for the clones to come.
-//  2. [Client.RequestTicket] reserves memory and says which clones it allows.
 //  3. [Client.Clone] makes them, all at once (clone.go): restore, identity,
 //     link up. The first answer from a clone is that it is itself.
 //  4. [Client.Attach] connects to a clone's agent. The bytes are not looked at.

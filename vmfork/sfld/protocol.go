@@ -45,7 +45,6 @@ type Prepared struct {
 	AccelReason string        // why not KVM, "" if KVM
 	UCX         bool          // the program needs the UCX progress preload
 	StateBytes  int           // size of the device state
-	DescBytes   int64         // size of the descriptor
 }
 
 // RequestArgs asks for a ticket.
