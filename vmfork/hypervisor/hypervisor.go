@@ -9,13 +9,18 @@
 //
 //  1. [Driver.Boot] starts a guest whose RAM is a shared mapping of
 //     [Config.MemoryPath]: what the guest writes is in the file.
-//  2. [VM.Suspend] stops its vCPUs and writes the device state. From then on
-//     the RAM file does not change: state and file belong to one instant.
-//  3. [Driver.Prepare] starts a hypervisor process of the same shape over a
+//  2. [Driver.Prepare] starts a hypervisor process of the same shape over a
 //     private mapping of a RAM file and leaves it waiting, so that process
 //     start is off the path of a fork.
-//  4. [VM.Restore] loads a device state into a prepared one and runs it.
-//  5. [VM.Kill] ends one; [VM.Done] tells that one has ended, and [VM.Err] why.
+//  3. [VM.Restore] loads a device state into a prepared one and runs it.
+//  4. [VM.Suspend] stops a machine and writes its device state. From then on
+//     its RAM does not change: state and RAM belong to one instant. A booted
+//     machine's RAM is the file; of one that was restored, [VM.Dirtied] tells
+//     which pages are its own, and reads them.
+//  5. A machine that was suspended for a fork goes on in another that was
+//     prepared with the same disk and the same ports. If that fails,
+//     [VM.Resume] lets the old one go on instead.
+//  6. [VM.Kill] ends one; [VM.Done] tells that one has ended, and [VM.Err] why.
 //
 // # Locking
 //
@@ -28,9 +33,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"time"
+
+	"github.com/bits-and-blooms/bitset"
 
 	"github.com/mpirun-sf/mpirun-sf/vmfork/descriptor"
 )
@@ -76,6 +84,16 @@ type Config struct {
 
 	Tap *os.File         // the host end of the network device, nil for no network
 	MAC net.HardwareAddr // address of the network device as the guest finds it at boot
+
+	Ports []Port // serial ports, in an order that is part of the machine's shape
+}
+
+// Port is a serial port of a machine: a name that the guest finds it by, and
+// the machine's end of a connection whose other end its owner keeps. It stays
+// the owner's: a machine that goes on in another process keeps its connections.
+type Port struct {
+	Name string
+	File *os.File
 }
 
 // Description is what a descriptor records of a machine besides its shape.
@@ -105,16 +123,20 @@ type Driver interface {
 
 // VM is one machine.
 type VM interface {
-	// Suspend stops the vCPUs and returns the device state. The machine
-	// stays stopped; there is nothing to do with it but Kill.
+	// Suspend stops the vCPUs, returns the device state, and stops the
+	// machine's process where it stands: nothing of it runs until Resume,
+	// and there is otherwise nothing to do with it but Dirtied and Kill.
 	Suspend(ctx context.Context) (state []byte, err error)
+	// Resume lets a suspended machine go on.
+	Resume(ctx context.Context) error
+	// Dirtied says which pages of RAM, of those of a suspended machine that
+	// was restored, are the machine's own and no longer the memory file's.
+	// ram reads them, at their offsets in the file, until Kill.
+	Dirtied(ctx context.Context) (pages *bitset.BitSet, ram io.ReaderAt, err error)
 	// Restore loads a device state into a machine that Prepare made. It
 	// returns when the vCPUs run. A state that does not load ends the
 	// machine, and the error says what the hypervisor said.
 	Restore(ctx context.Context, state []byte) error
-	// Channel is the host's end of the guest agent's serial port. The
-	// machine owns it: it closes with the machine.
-	Channel() net.Conn
 	// Kill ends the machine and waits until it is gone. Killing twice is
 	// no error.
 	Kill()

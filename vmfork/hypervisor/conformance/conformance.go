@@ -44,6 +44,7 @@ func Run(t *testing.T, d hypervisor.Driver, g Guest) {
 		return
 	}
 	t.Run("restore", s.restore)
+	t.Run("fork again", s.forkAgain)
 	t.Run("bad state", s.badState)
 	t.Run("death", s.death)
 	t.Run("contexts", s.contexts)
@@ -82,8 +83,25 @@ func (s *suite) describe(t *testing.T) {
 	}
 }
 
-func (s *suite) config(name, memory string) hypervisor.Config {
-	return hypervisor.Config{Name: name, Dir: s.dir, Shape: s.g.Shape, MemoryPath: memory}
+// machine is a machine and the host's end of its port.
+type machine struct {
+	hypervisor.VM
+	cfg     hypervisor.Config
+	channel net.Conn
+}
+
+// config has a port of its own, which ends with the test.
+func (s *suite) config(t *testing.T, name, memory string) (hypervisor.Config, net.Conn) {
+	t.Helper()
+	channel, port, err := hypervisor.NewPort(PortName)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { channel.Close(); port.File.Close() })
+	return hypervisor.Config{
+		Name: name, Dir: s.dir, Shape: s.g.Shape, MemoryPath: memory,
+		Ports: []hypervisor.Port{port},
+	}, channel
 }
 
 // emptyMemory makes a RAM file.
@@ -131,7 +149,7 @@ func (s *suite) copyMemory(t *testing.T, name string) string {
 
 // prepare prepares a machine over a copy of the guest's RAM, or empty RAM
 // before there is any. It ends with the test.
-func (s *suite) prepare(t *testing.T, name string) hypervisor.VM {
+func (s *suite) prepare(t *testing.T, name string) *machine {
 	t.Helper()
 	memory := ""
 	if s.memory == "" {
@@ -140,22 +158,24 @@ func (s *suite) prepare(t *testing.T, name string) hypervisor.VM {
 		memory = s.copyMemory(t, name)
 	}
 	t.Cleanup(func() { os.Remove(memory) })
-	vm, err := s.d.Prepare(limit(t, soon), s.config(name, memory))
+	cfg, channel := s.config(t, name, memory)
+	vm, err := s.d.Prepare(limit(t, soon), cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(vm.Kill)
-	return vm
+	return &machine{vm, cfg, channel}
 }
 
 func (s *suite) bootAndSuspend(t *testing.T) {
 	s.memory = s.emptyMemory(t, "parent")
-	vm, err := s.d.Boot(limit(t, s.g.BootLimit), s.config("parent", s.memory), s.g.Kernel)
+	cfg, channel := s.config(t, "parent", s.memory)
+	vm, err := s.d.Boot(limit(t, s.g.BootLimit), cfg, s.g.Kernel)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer vm.Kill()
-	ear := listen(vm.Channel())
+	ear := listen(channel)
 	s.last = ear.next(t, s.g.BootLimit)
 	for range 5 {
 		next := ear.next(t, soon)
@@ -217,12 +237,12 @@ func (s *suite) sum(t *testing.T) [32]byte {
 
 func (s *suite) restore(t *testing.T) {
 	sum := s.sum(t)
-	var vms []hypervisor.VM
+	var vms []*machine
 	var ears []*ear
 	for i := range 3 {
 		vm := s.prepare(t, fmt.Sprintf("clone-%d", i+1))
 		vms = append(vms, vm)
-		ears = append(ears, listen(vm.Channel()))
+		ears = append(ears, listen(vm.channel))
 	}
 	var wg sync.WaitGroup
 	for i, vm := range vms {
@@ -270,6 +290,100 @@ func (s *suite) restore(t *testing.T) {
 	}
 }
 
+// forkAgain: a clone is suspended in its turn, and goes on in a successor with
+// the same port, and so does a clone of the clone.
+func (s *suite) forkAgain(t *testing.T) {
+	first := s.prepare(t, "first-life")
+	if err := first.Restore(limit(t, soon), s.state); err != nil {
+		t.Fatal(err)
+	}
+	heard := listen(first.channel)
+	last := heard.next(t, soon)
+	goesOn := func(who string, e *ear) {
+		t.Helper()
+		for range 5 {
+			next := e.next(t, soon)
+			if next.who != last.who || next.n != last.n+1 || !next.whole {
+				t.Fatalf("%s said %v after %v", who, next, last)
+			}
+			last = next
+		}
+	}
+	goesOn("the clone", heard)
+	// Suspended in vain.
+	if _, err := first.Suspend(limit(t, soon)); err != nil {
+		t.Fatal(err)
+	}
+	if err := first.Resume(limit(t, soon)); err != nil {
+		t.Fatal(err)
+	}
+	goesOn("resumed, the clone", heard)
+
+	state, err := first.Suspend(limit(t, soon))
+	if err != nil {
+		t.Fatal(err)
+	}
+	last = heard.drain(last)
+	pages, ram, err := first.Dirtied(limit(t, soon))
+	if err != nil {
+		t.Fatal(err)
+	}
+	all := uint(s.g.Shape.Memory / 4096)
+	if n := pages.Count(); n == 0 || n > all/2 || pages.Len() != all {
+		t.Fatalf("a clone that has counted a little has written %d of %d pages, want some of %d", n, pages.Len(), all)
+	}
+	t.Logf("%d dirtied pages", pages.Count())
+	successor, clone := s.copyMemory(t, "second-life"), s.copyMemory(t, "grandchild")
+	for _, path := range []string{successor, clone} {
+		t.Cleanup(func() { os.Remove(path) })
+		f, err := os.OpenFile(path, os.O_RDWR, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		page := make([]byte, 4096)
+		for i := range pages.EachSet() {
+			if _, err := ram.ReadAt(page, int64(i)*4096); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := f.WriteAt(page, int64(i)*4096); err != nil {
+				t.Fatal(err)
+			}
+		}
+		f.Close()
+	}
+	first.Kill()
+	if _, err := ram.ReadAt(make([]byte, 4096), 0); err == nil {
+		t.Error("the RAM of a machine that is gone can be read")
+	}
+	cfg := first.cfg
+	cfg.Name, cfg.MemoryPath = "second-life", successor
+	second, err := s.d.Prepare(limit(t, soon), cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(second.Kill)
+	other, channel := s.config(t, "grandchild", clone)
+	grandchild, err := s.d.Prepare(limit(t, soon), other)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(grandchild.Kill)
+	for _, vm := range []hypervisor.VM{second, grandchild} {
+		if err := vm.Restore(limit(t, soon), state); err != nil {
+			t.Fatal(err)
+		}
+	}
+	at := last
+	goesOn("in its second life, the clone", heard)
+	e := listen(channel)
+	begin := e.next(t, soon)
+	if begin.who != at.who || begin.n != at.n+1 || !begin.whole {
+		t.Errorf("the clone's clone began with %v after the clone's %v", begin, at)
+	}
+	last = begin
+	goesOn("the clone's clone", e)
+}
+
 func (s *suite) badState(t *testing.T) {
 	noise := bytes.Repeat([]byte("this is no device state\n"), 1000)
 	for name, state := range map[string][]byte{
@@ -309,13 +423,13 @@ func (s *suite) die(t *testing.T, letter string) {
 	if err := vm.Restore(limit(t, soon), s.state); err != nil {
 		t.Fatal(err)
 	}
-	listen(vm.Channel()).next(t, soon)
+	listen(vm.channel).next(t, soon)
 	select {
 	case <-vm.Done():
 		t.Fatal("it is gone already")
 	default:
 	}
-	if _, err := io.WriteString(vm.Channel(), letter); err != nil {
+	if _, err := io.WriteString(vm.channel, letter); err != nil {
 		t.Fatal(err)
 	}
 	isGone(t, vm)
@@ -329,9 +443,6 @@ func (s *suite) die(t *testing.T, letter string) {
 	if vm.Err() == nil {
 		t.Error("to kill what was gone took its reason away")
 	}
-	if _, err := vm.Channel().Read(make([]byte, 1)); err == nil {
-		t.Error("the channel of a machine that is gone is open")
-	}
 }
 
 func (s *suite) contexts(t *testing.T) {
@@ -339,7 +450,8 @@ func (s *suite) contexts(t *testing.T) {
 	cancel()
 	memory := s.copyMemory(t, "late")
 	defer os.Remove(memory)
-	if vm, err := s.d.Prepare(over, s.config("late", memory)); err == nil {
+	cfg, _ := s.config(t, "late", memory)
+	if vm, err := s.d.Prepare(over, cfg); err == nil {
 		vm.Kill()
 		t.Error("a machine was prepared in a context that is over")
 	} else if !errors.Is(err, context.Canceled) {

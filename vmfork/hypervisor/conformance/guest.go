@@ -11,6 +11,9 @@ import (
 	"github.com/mpirun-sf/mpirun-sf/vmfork/hypervisor"
 )
 
+// PortName is the port on which the guest counts.
+const PortName = "mpirun-sf"
+
 // Guest is what the tests boot: a kernel, and an initramfs whose init is the
 // program in testdata/guest.
 type Guest struct {

@@ -144,26 +144,29 @@ func (d *Driver) args(cfg hypervisor.Config, share string) []string {
 		"-chardev", fmt.Sprintf("socket,id=monitor,fd=%d", fdMonitor), "-mon", "chardev=monitor,mode=control",
 		"-serial", "file:" + filepath.Join(cfg.Dir, cfg.Name+".console"),
 		"-device", "virtio-serial-device",
-		"-chardev", fmt.Sprintf("socket,id=channel,fd=%d", fdChannel), "-device", "virtserialport,chardev=channel,name=" + PortName,
-		"-device", "virtio-balloon-device,free-page-reporting=on",
 	}
+	for i, p := range cfg.Ports {
+		args = append(args,
+			"-chardev", fmt.Sprintf("socket,id=port%d,fd=%d", i, fdPorts+i),
+			"-device", fmt.Sprintf("virtserialport,chardev=port%d,name=%s", i, p.Name))
+	}
+	args = append(args, "-device", "virtio-balloon-device,free-page-reporting=on")
 	if cfg.DiskPath != "" {
 		// The page cache of a clone's disk is memtap's; and what a clone
-		// wrote vanishes with it, so nothing need ever be flushed.
+		// wrote vanishes with it, so nothing need ever be flushed. No lock:
+		// a machine's successor has the disk open before the machine is
+		// suspended.
 		args = append(args,
-			"-drive", "if=none,id=disk,format=raw,cache=unsafe,discard=unmap,file="+cfg.DiskPath,
+			"-drive", "if=none,id=disk,format=raw,cache=unsafe,discard=unmap,file.locking=off,file.filename="+cfg.DiskPath,
 			"-device", "virtio-blk-device,drive=disk")
 	}
 	if cfg.Tap != nil {
 		args = append(args,
-			"-netdev", fmt.Sprintf("tap,id=net,fd=%d,vhost=off", fdTap),
+			"-netdev", fmt.Sprintf("tap,id=net,fd=%d,vhost=off", fdPorts+len(cfg.Ports)),
 			"-device", "virtio-net-device,netdev=net,mac="+cfg.MAC.String())
 	}
 	return args
 }
-
-// PortName is the guest agent's serial port: /dev/virtio-ports/PortName.
-const PortName = "mpirun-sf"
 
 func (d *Driver) cmdline(own string) string {
 	// Reports of single free pages, not of 2 MB at the least: exactness is

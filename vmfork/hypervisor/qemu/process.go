@@ -24,8 +24,7 @@ import (
 // Descriptors that a QEMU process finds open, in the order of cmd.ExtraFiles.
 const (
 	fdMonitor = 3 + iota
-	fdChannel
-	fdTap
+	fdPorts   // as many as there are, and then the tap
 )
 
 // vm is one QEMU process.
@@ -34,37 +33,33 @@ type vm struct {
 	cmd     *exec.Cmd
 	wire    net.Conn // under monitor
 	monitor *qmp.Client
-	channel net.Conn
 	stderr  *tailBuffer
 	resumed <-chan struct{} // the first RESUME event: the vCPUs run
 
 	done   chan struct{}
-	mu     sync.Mutex // guards killed, err
+	mu     sync.Mutex // guards all below
 	killed bool
 	err    error
+	ram    []*os.File // /proc/PID/mem, closed when the process is gone
 }
 
 var _ hypervisor.VM = (*vm)(nil)
 
 // start runs QEMU with args and speaks to it until its monitor answers.
 func start(ctx context.Context, binary string, cfg hypervisor.Config, args []string) (*vm, error) {
-	monitor, monitorFile, err := socketpair()
+	monitor, port, err := hypervisor.NewPort("monitor")
 	if err != nil {
 		return nil, err
 	}
-	channel, channelFile, err := socketpair()
-	if err != nil {
-		monitor.Close()
-		monitorFile.Close()
-		return nil, err
-	}
-	defer monitorFile.Close()
-	defer channelFile.Close()
+	defer port.File.Close()
 
-	v := &vm{cfg: cfg, wire: monitor, channel: channel, stderr: &tailBuffer{}, done: make(chan struct{})}
+	v := &vm{cfg: cfg, wire: monitor, stderr: &tailBuffer{}, done: make(chan struct{})}
 	v.cmd = exec.Command(binary, args...)
 	v.cmd.Stderr = v.stderr
-	v.cmd.ExtraFiles = []*os.File{monitorFile, channelFile}
+	v.cmd.ExtraFiles = []*os.File{port.File}
+	for _, p := range cfg.Ports {
+		v.cmd.ExtraFiles = append(v.cmd.ExtraFiles, p.File)
+	}
 	if cfg.Tap != nil {
 		v.cmd.ExtraFiles = append(v.cmd.ExtraFiles, cfg.Tap)
 	}
@@ -72,7 +67,6 @@ func start(ctx context.Context, binary string, cfg hypervisor.Config, args []str
 	v.cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	if err := startNoHuge(v.cmd); err != nil {
 		monitor.Close()
-		channel.Close()
 		return nil, fmt.Errorf("start QEMU for %s: %w", cfg.Name, err)
 	}
 	go v.wait()
@@ -93,9 +87,11 @@ func (v *vm) wait() {
 		}
 		v.err = v.explain(fmt.Errorf("%s: %w", v.cfg.Name, err))
 	}
+	for _, f := range v.ram {
+		f.Close()
+	}
 	v.mu.Unlock()
 	v.wire.Close()
-	v.channel.Close()
 	close(v.done)
 }
 
@@ -121,7 +117,24 @@ func (v *vm) Suspend(ctx context.Context) ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("suspend %s: %w", v.cfg.Name, err)
 	}
+	// A stopped guest's devices still have a process behind them, which could
+	// take what is meant for the guest's next life out of its ports.
+	if err := v.cmd.Process.Signal(unix.SIGSTOP); err != nil {
+		return nil, fmt.Errorf("suspend %s: %w", v.cfg.Name, err)
+	}
 	return state, nil
+}
+
+// Resume implements [hypervisor.VM].
+func (v *vm) Resume(ctx context.Context) error {
+	err := v.cmd.Process.Signal(unix.SIGCONT)
+	if err == nil {
+		err = v.monitor.Do(ctx, "cont", nil, nil)
+	}
+	if err != nil {
+		return fmt.Errorf("resume %s: %w", v.cfg.Name, err)
+	}
+	return nil
 }
 
 // Restore implements [hypervisor.VM].
@@ -174,9 +187,6 @@ func (v *vm) Restore(ctx context.Context, state []byte) error {
 // lastWordsLimit is how long a QEMU that has closed its monitor may take to end.
 const lastWordsLimit = 5 * time.Second
 
-// Channel implements [hypervisor.VM].
-func (v *vm) Channel() net.Conn { return v.channel }
-
 // Kill implements [hypervisor.VM].
 func (v *vm) Kill() {
 	v.mu.Lock()
@@ -228,22 +238,6 @@ func (v *vm) CPUTime() (time.Duration, error) {
 		sum += time.Duration(ns)
 	}
 	return sum, nil
-}
-
-// socketpair returns one end of a connection to keep and one to hand on.
-func socketpair() (*net.UnixConn, *os.File, error) {
-	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return nil, nil, fmt.Errorf("make a socket pair for QEMU: %w", err)
-	}
-	mine, theirs := os.NewFile(uintptr(fds[0]), "mine"), os.NewFile(uintptr(fds[1]), "theirs")
-	defer mine.Close()
-	conn, err := net.FileConn(mine)
-	if err != nil {
-		theirs.Close()
-		return nil, nil, fmt.Errorf("make a socket pair for QEMU: %w", err)
-	}
-	return conn.(*net.UnixConn), theirs, nil
 }
 
 // tailBuffer keeps the end of what is written to it.
