@@ -41,9 +41,9 @@ type made struct {
 }
 
 // skeleton is what a root needs besides files of the machine: folders, accounts,
-// and the handful of files in /etc that C libraries look at.
-func skeleton(u User) []made {
-	passwd := "root:x:0:0:root:/root:/bin/sh\n" +
+// and the handful of files in /etc that C libraries look at. shell is root's.
+func skeleton(u User, shell string) []made {
+	passwd := "root:x:0:0:root:/root:" + shell + "\n" +
 		"nobody:x:65534:65534:nobody:/nonexistent:/usr/sbin/nologin\n"
 	group := "root:x:0:\ntty:x:5:\nnogroup:x:65534:\n"
 	if u.Name != "" && u.Name != "root" && u.UID != 0 {
@@ -70,7 +70,7 @@ func skeleton(u User) []made {
 		{path: "/var/run", link: "../run"},
 		{path: "/var/lock", link: "../run/lock"},
 	}
-	for _, d := range []string{"/dev", "/proc", "/sys", "/run", "/home", "/mnt", "/usr", "/usr/bin", "/usr/sbin", "/var"} {
+	for _, d := range []string{"/dev", "/proc", "/sys", "/run", "/home", "/mnt", "/usr", "/usr/bin", "/usr/sbin", "/var", hookDir} {
 		m = append(m, made{path: d, dir: true, mode: 0o755})
 	}
 	m = append(m,

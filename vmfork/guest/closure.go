@@ -50,7 +50,7 @@ func Closure(binary, libraryPath string) (*Files, error) {
 	t := tree{}
 	if o == nil {
 		files.Kind = KindScript
-		names, err := interpreters(program)
+		names, err := interpreters(program, lookTool)
 		if err != nil {
 			return nil, err
 		}
@@ -116,10 +116,8 @@ func (l *linker) program(t tree, o *object) (*linkSet, error) {
 		}
 	}
 	set.plugins(t)
-	for _, lib := range set.loaded {
-		if _, err := t.add(lib.path); err != nil {
-			return nil, fmt.Errorf("add library: %w", err)
-		}
+	if err := set.addTo(t); err != nil {
+		return nil, err
 	}
 	return set, nil
 }
@@ -202,6 +200,16 @@ type linkSet struct {
 }
 
 func (l *linker) set() *linkSet { return &linkSet{l: l, byName: map[string]*object{}} }
+
+// addTo puts the libraries of the set into t.
+func (s *linkSet) addTo(t tree) error {
+	for _, lib := range s.loaded {
+		if _, err := t.add(lib.path); err != nil {
+			return fmt.Errorf("add library: %w", err)
+		}
+	}
+	return nil
+}
 
 // resolve loads what o needs, breadth first, and returns a sentence for each
 // library that was not found.

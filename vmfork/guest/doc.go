@@ -11,8 +11,8 @@
 //     MPICH library opens by itself at run time.
 //  2. [FindKernel] finds a full kernel with its modules under /boot, or
 //     fetches the distribution's package once into the cache.
-//  3. The plan of the root (files of the machine, files that are made up, the
-//     agent) is hashed together with the kernel into the image's key.
+//  3. The plan of the root (files of the machine, with what --with names and
+//     what that needs in its turn; files that are made up; the agent) is hashed together with the kernel into the image's key.
 //  4. If the cache has that key, the entry is locked in use and that is all.
 //  5. Otherwise [WriteInitramfs] writes the agent, as /init, and the modules;
 //     [BuildRoot] lays the plan out in a staging folder and has mke2fs turn it
@@ -30,6 +30,11 @@
 // shell for scripts and system(3). The agent is in the initramfs alone. The program
 // is not in it: it comes over the shared folders at launch, so that compiling
 // it anew needs no new image.
+//
+// A guest in which a user works (Spec.Tools) also has the machine's [Tools] and the
+// libraries of its compilers and MPICH, so that what is compiled outside runs
+// inside; terminals; and a prompt that tells a clone from its parent. Spec.With
+// brings more of the machine, Spec.Hooks what each clone runs first.
 //
 // # Locking
 //

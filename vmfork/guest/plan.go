@@ -14,7 +14,7 @@ import (
 const (
 	// formatVersion is part of every key; it changes with anything in this package
 	// that makes an image differ.
-	formatVersion = 1
+	formatVersion = 2
 
 	// DefaultFree is the space that a root has left for what runs in it.
 	DefaultFree = 256 << 20
@@ -26,7 +26,9 @@ type Spec struct {
 	LibraryPath string // LD_LIBRARY_PATH that it runs with
 	Agent       string // static binary that is the guest's init
 	User        User
-	Include     []string // more programs and files of this machine, absolute; programs bring their closure
+	Tools       bool     // what somebody at a shell expects: see Tools
+	With        []string // more programs, files and folders of this machine, absolute paths; each brings what it needs to work
+	Hooks       []string // executables of this machine that each clone runs before anything else, in this order
 	Free        int64    // bytes to leave free in the root; 0 is DefaultFree
 	Kernel      *Kernel  // nil: what FindKernel finds
 }
@@ -48,7 +50,11 @@ func newPlan(spec Spec) (*plan, error) {
 	if err := checkAgent(spec.Agent); err != nil {
 		return nil, err
 	}
-	p := &plan{tree: tree{}, made: skeleton(spec.User), agent: spec.Agent, free: spec.Free}
+	shell := "/bin/sh"
+	if bash, err := lookGuest("bash"); spec.Tools && err == nil {
+		shell = bash
+	}
+	p := &plan{tree: tree{}, made: skeleton(spec.User, shell), agent: spec.Agent, free: spec.Free}
 	if p.free == 0 {
 		p.free = DefaultFree
 	}
@@ -86,14 +92,22 @@ func newPlan(spec Spec) (*plan, error) {
 	if _, err := p.tree.add("/etc/localtime"); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("plan root: %w", err)
 	}
-	for _, name := range spec.Include {
-		if _, err := readProgram(name); err == nil {
-			if err := l.addProgram(p.tree, name); err != nil {
-				return nil, fmt.Errorf("include %s: %w", name, err)
-			}
-		} else if _, err := p.tree.add(name); err != nil {
-			return nil, fmt.Errorf("include %s: %w", name, err)
+	g := &gatherer{l: l, t: p.tree}
+	if spec.Tools {
+		g.addShell()
+		p.made = append(p.made, shellFiles(p.tree)...)
+	}
+	for _, name := range spec.With {
+		if err := g.add(name); err != nil {
+			return nil, fmt.Errorf("bring %s into the guest: %w", name, err)
 		}
+	}
+	for i, name := range spec.Hooks {
+		hook, err := g.hook(i, name)
+		if err != nil {
+			return nil, fmt.Errorf("hook %s: %w", name, err)
+		}
+		p.made = append(p.made, hook)
 	}
 	// A file of the machine gives way to one that is made: nothing but the
 	// configuration of libraries is taken from /etc. A folder that is a link on
@@ -108,15 +122,18 @@ func newPlan(spec Spec) (*plan, error) {
 }
 
 // key is the content that an image is made from, as hexadecimal SHA-256. Files of
-// the machine count by identity, size and time rather than by content: reading
-// 50 MB of libraries would take longer than the fork.
+// the machine count by identity, size and times rather than by content: reading
+// 50 MB of libraries would take longer than the fork, and a Java has 300. One of
+// the times is that of the last change (ctime), which only the kernel sets, so no
+// other content goes unnoticed, even with the old size and date; that a file that
+// was merely moved about makes a new image is the price.
 func (p *plan) key(kernel *Kernel) (string, error) {
 	h := sha256.New()
 	if err := hashBoot(h, p.agent, kernel); err != nil {
 		return "", err
 	}
 	for _, f := range p.tree.files() {
-		fmt.Fprintf(h, "file %q %q %o %d %d %d\n", f.Path, f.Link, f.Mode, f.Size, f.ModTime.UnixNano(), f.Inode)
+		fmt.Fprintf(h, "file %q %q %t %o %d %d %d %d\n", f.Path, f.Link, f.Dir, f.Mode, f.Size, f.ModTime.UnixNano(), f.Changed.UnixNano(), f.Inode)
 	}
 	for _, m := range p.made {
 		fmt.Fprintf(h, "made %q %o %t %d %d %q %q\n", m.path, m.mode, m.dir, m.uid, m.gid, m.link, m.content)

@@ -144,8 +144,8 @@ func readProgram(path string) (*object, error) {
 }
 
 // interpreters returns the programs that a script's first line names: the
-// interpreter and, if that is env, the program env would start.
-func interpreters(path string) ([]string, error) {
+// interpreter and, if that is env, the program env would start, found by look.
+func interpreters(path string, look func(name string) (string, error)) ([]string, error) {
 	f, err := os.Open(path)
 	if err != nil {
 		return nil, fmt.Errorf("read the script: %w", err)
@@ -168,7 +168,7 @@ func interpreters(path string) ([]string, error) {
 		if strings.HasPrefix(w, "-") || strings.Contains(w, "=") {
 			continue
 		}
-		p, err := lookTool(w)
+		p, err := look(w)
 		if err != nil {
 			return nil, fmt.Errorf("%s wants to be run by %s, which is not installed", path, w)
 		}

@@ -63,6 +63,10 @@ func (p *plan) build(ctx context.Context, dst string) (used int64, err error) {
 // stage lays the root out as folders and files. It returns the bytes and inodes
 // that they will take.
 func (p *plan) stage(ctx context.Context, staging string) (size, inodes int64, err error) {
+	// What --with names may be large: no disk is filled up just to find that out.
+	if err := needSpace(staging, p.tree.bytes()); err != nil {
+		return 0, 0, fmt.Errorf("stage root: %w", err)
+	}
 	if err := os.Chmod(staging, 0o755); err != nil { // becomes the root's mode
 		return 0, 0, fmt.Errorf("stage root: %w", err)
 	}
@@ -131,6 +135,9 @@ func stageDir(staging string, m made) error {
 // root's, readable for all, never set-uid.
 func stageFile(staging string, f File) error {
 	path := filepath.Join(staging, f.Path)
+	if f.Dir {
+		return os.MkdirAll(path, 0o755)
+	}
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return err
 	}

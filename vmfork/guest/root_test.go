@@ -19,7 +19,7 @@ func TestBuildRoot(t *testing.T) {
 	img := filepath.Join(dir, "root.img")
 	user := User{Name: "alice", UID: 1234, GID: 1235, Home: "/home/alice"}
 	prog := hello(t)
-	used, err := BuildRoot(t.Context(), img, Spec{Program: prog, Agent: testAgent(t), User: user, Include: []string{prog}})
+	used, err := BuildRoot(t.Context(), img, Spec{Program: prog, Agent: testAgent(t), User: user, With: []string{prog}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -215,7 +215,7 @@ func TestBadSpecs(t *testing.T) {
 		"a user's name cannot hold":    {Agent: agent, User: User{Name: "a:b", UID: 1}},
 		"a user's name cannot":         {Agent: agent, User: User{Name: "a\nroot", UID: 1}},
 		"not an absolute path":         {Agent: agent, User: User{Name: "a", UID: 1, Home: "x"}},
-		"include /nonexistent":         {Agent: agent, Include: []string{"/nonexistent"}},
+		"there is no /nonexistent":     {Agent: agent, With: []string{"/nonexistent"}},
 		"does not exist: give the pat": {Agent: agent, Program: "/nonexistent"},
 	} {
 		_, err := newPlan(spec)
