@@ -24,6 +24,23 @@
 //  5. A clone that forks in its turn freezes its own slice with Slice.Seal. The bitmaps are kept as they are: a block
 //     overwritten with zeros stays, because it hides the one below.
 //
+// # From a VM that runs to its clones, and on
+//
+// A VM that is forked while it runs waits for none of its data to be written, whatever there is of it.
+//
+//  1. It is suspended. The top of its disk is frozen with Slice.Freeze, which only refuses writes from then on, and its
+//     disk image gets a new top above the frozen one with Image.Restack. The clones' disks are stacked over the same
+//     frozen slices.
+//  2. It runs again, in a new hypervisor process. The old one stays suspended, and its private pages, those that the VM
+//     has written since its memory was last an image, become a slice with Adopt. It answers for them by reading them
+//     where they are; their number makes no difference. Above the slices of the former image it is the memory image of
+//     this fork.
+//  3. In the background, Slice.Settle copies the pages into the slice's data file, with checksums, and finds the zeros
+//     among them. When it is done nobody reads the old process any more, and it is killed.
+//
+// So each fork makes stacks deeper by one slice. A read asks each slice of the stack once, which takes about 10 ns for
+// the usual size: a read of 4 KB takes 0.7 µs from a stack of one and 1.2 µs from the bottom of one of 50.
+//
 // # Map file, version 1, little endian
 //
 //	 0  magic "SFSLICE\n"       32  image size, bytes (u64)
@@ -38,8 +55,16 @@
 //
 // # Locking
 //
-// A sealed slice never changes and is read without a lock by any number of goroutines and images. A slice from Create
-// has a lock for its bitmaps and checksums, held over one run of blocks at a time, so that a reader never sees data of
-// one write with the checksum of another. An Image has one more lock that only writers take, over a whole write, because
-// a write to part of a block is a read first. It is taken before the slice's.
+// A slice that is frozen and lends nothing never changes again and is read without a lock by any number of goroutines and
+// images. A slice from Create has a lock for its bitmaps and checksums, held over one run of blocks at a time, so that a
+// reader never sees data of one write with the checksum of another.
+//
+// A slice from Adopt uses the same lock until it is settled. Whoever reads lent blocks, Settle too, holds it shared over
+// that read, of at most 1 MB; Settle takes it alone to change who answers for the blocks of a piece, and once more at its
+// end. So a reader finds each block with the lender or in the file, never in between, and the lender has no reader left
+// once Settle has had the lock for the last time. Only one Settle runs at a time; others wait for it.
+//
+// An Image has two locks. Writers take the first over a whole write, because a write to part of a block is a read first.
+// Readers share the second over a whole read. Restack takes both, so it waits for the reads and writes in flight and comes
+// between none of them. The order is: the image's first, its second, the slice's.
 package slice

@@ -18,8 +18,8 @@ var (
 	ErrCorrupt = errors.New("is corrupt")
 )
 
-// ErrReadOnly is returned by a write to a slice that is sealed, or to an image whose top slice is.
-var ErrReadOnly = errors.New("slice is sealed: put a new one on top of it to write")
+// ErrReadOnly is returned by a write to a slice that is frozen, or to an image whose top slice is.
+var ErrReadOnly = errors.New("slice is frozen: put a new one on top of it to write")
 
 // ErrAbsent is returned by ReadBlocks for a block that the slice does not store.
 var ErrAbsent = errors.New("block is not stored in this slice")

@@ -1,57 +1,104 @@
 package slice
 
 import (
+	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"sync"
 
 	"github.com/bits-and-blooms/bitset"
 )
 
 // Image is a stack of slices seen as one file: the memory or the disk of a VM. Its methods may be called from any
-// number of goroutines. It does not own its slices; several images share the sealed ones.
+// number of goroutines. It does not own its slices; several images share the frozen ones.
 type Image struct {
-	layers  []*Slice // top first
-	size    int64
-	writing sync.Mutex // held over a whole write
+	size int64
+	kind Kind
+
+	writing sync.Mutex   // held over a whole write; taken before mu
+	mu      sync.RWMutex // held shared over a whole read
+	layers  []*Slice     // top first; changed with both locks, so that either is enough to look
 }
 
 // Stat says where the blocks of a read or a write came from, in blocks.
 type Stat struct {
-	Fetched int // read from a slice below a writable top, or from a sealed stack: what a remote host would have to send
+	Fetched int // read from a slice below a writable top, or from a frozen stack: what a remote host would have to send
 	Local   int // read from the writable top
 	Zero    int // made here: every slice leaves them absent, or one knows that they are zeros
 }
 
 // NewImage stacks slices, the top one first. All are of one kind and size, and none but the top is writable.
 func NewImage(layers ...*Slice) (*Image, error) {
+	if err := fit(layers); err != nil {
+		return nil, fmt.Errorf("stack slices: %w", err)
+	}
+	return &Image{size: layers[0].size, kind: layers[0].kind, layers: slices.Clone(layers)}, nil
+}
+
+// fit says why slices do not make a stack.
+func fit(layers []*Slice) error {
 	if len(layers) == 0 {
-		return nil, fmt.Errorf("stack slices: there are none")
+		return errors.New("there are none")
 	}
 	top := layers[0]
 	for i, l := range layers {
 		switch {
 		case l.size != top.size || l.kind != top.kind:
-			return nil, fmt.Errorf("stack slices: %s is a %v slice of %d bytes, and %s on top of it a %v slice of %d",
+			return fmt.Errorf("%s is a %v slice of %d bytes, and %s on top of it a %v slice of %d",
 				l.path, l.kind, l.size, top.path, top.kind, top.size)
 		case i > 0 && l.Writable():
-			return nil, fmt.Errorf("stack slices: %s is not the top and not sealed: seal it first", l.path)
+			return fmt.Errorf("%s is not the top and not frozen: freeze it first", l.path)
 		}
 	}
-	return &Image{layers: append([]*Slice(nil), layers...), size: top.size}, nil
+	return nil
+}
+
+// Restack replaces the whole stack, under the conditions of NewImage and without a change of size or kind: a VM that was
+// forked goes on with a new top above the one that was frozen, and a clone's disk gets its lower slices when they are
+// known. Every read and every write sees either the old stack or the new one. Restack waits for those in flight, so the
+// slices that are no longer in the stack may be closed when it returns. After an error the stack is the old one.
+func (im *Image) Restack(layers ...*Slice) error {
+	if err := fit(layers); err != nil {
+		return fmt.Errorf("restack slices: %w", err)
+	}
+	if top := layers[0]; top.size != im.size || top.kind != im.kind {
+		return fmt.Errorf("restack slices: %s is a %v slice of %d bytes, and the image a %v image of %d",
+			top.path, top.kind, top.size, im.kind, im.size)
+	}
+	layers = slices.Clone(layers)
+	im.writing.Lock()
+	defer im.writing.Unlock()
+	im.mu.Lock()
+	defer im.mu.Unlock()
+	im.layers = layers
+	return nil
+}
+
+// Layers returns a copy of the stack, the top slice first.
+func (im *Image) Layers() []*Slice {
+	im.mu.RLock()
+	defer im.mu.RUnlock()
+	return slices.Clone(im.layers)
 }
 
 // Size returns the size in bytes.
 func (im *Image) Size() int64 { return im.size }
 
 // Kind returns what it is an image of.
-func (im *Image) Kind() Kind { return im.layers[0].kind }
+func (im *Image) Kind() Kind { return im.kind }
 
 // Writable reports whether the top slice takes writes.
-func (im *Image) Writable() bool { return im.layers[0].Writable() }
+func (im *Image) Writable() bool {
+	im.mu.RLock()
+	defer im.mu.RUnlock()
+	return im.layers[0].Writable()
+}
 
 // IDs returns the names of the slices, the top one first, as a descriptor lists them.
 func (im *Image) IDs() []ID {
+	im.mu.RLock()
+	defer im.mu.RUnlock()
 	ids := make([]ID, len(im.layers))
 	for i, l := range im.layers {
 		ids[i] = l.id
@@ -61,10 +108,12 @@ func (im *Image) IDs() []ID {
 
 // Zero reports whether the block reads as zeros without reading any slice.
 func (im *Image) Zero(block int64) bool {
+	im.mu.RLock()
+	defer im.mu.RUnlock()
 	for _, l := range im.layers {
-		l.lock()
+		locked := l.lock()
 		has := l.state(block)
-		l.unlock()
+		l.unlock(locked)
 		if has != absent {
 			return has == zeros
 		}
@@ -74,13 +123,17 @@ func (im *Image) Zero(block int64) bool {
 
 // Zeros returns the bitmap of all blocks for which Zero holds: the descriptor's zero-page bitmap (section 3.4).
 func (im *Image) Zeros() *bitset.BitSet {
+	im.mu.RLock()
+	defer im.mu.RUnlock()
 	data := bitset.New(uint(blocksOf(im.size)))
-	for i := len(im.layers) - 1; i >= 0; i-- {
-		l := im.layers[i]
-		l.lock()
+	for _, l := range slices.Backward(im.layers) {
+		locked := l.lock()
 		data.InPlaceUnion(l.stored)
+		if l.lent != nil {
+			data.InPlaceUnion(l.lent)
+		}
 		data.InPlaceDifference(l.zero)
-		l.unlock()
+		l.unlock(locked)
 	}
 	return data.Complement()
 }
@@ -106,6 +159,8 @@ func (im *Image) ReadStat(p []byte, off int64) (stat Stat, err error) {
 	if err := im.inside(len(p), off); err != nil {
 		return stat, fmt.Errorf("read image: %w", err)
 	}
+	im.mu.RLock()
+	defer im.mu.RUnlock()
 	for len(p) > 0 {
 		block, skip := off/BlockSize, off%BlockSize
 		var n int64 // bytes
@@ -131,7 +186,7 @@ func (im *Image) inside(n int, off int64) error {
 }
 
 // readRun fills the start of dst with blocks that one slice answers for, from block first on, at most limit, and returns
-// how many they were.
+// how many they were. One of the image's locks is held.
 func (im *Image) readRun(dst []byte, first, limit int64, stat *Stat) (int64, error) {
 	for i, l := range im.layers {
 		n, has, err := l.read(dst, first, limit)
@@ -140,7 +195,7 @@ func (im *Image) readRun(dst []byte, first, limit int64, stat *Stat) (int64, err
 		}
 		switch has {
 		case stored:
-			if i == 0 && l.created {
+			if i == 0 && l.Writable() {
 				stat.Local += int(n)
 			} else {
 				stat.Fetched += int(n)

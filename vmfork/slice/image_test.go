@@ -260,7 +260,8 @@ func TestReadersAndWritersAtOnce(t *testing.T) {
 
 func TestReadDoesNotAllocate(t *testing.T) {
 	base, _ := sealed(t, Memory, strings.Repeat("a0", 32), 0)
-	im := image(t, base)
+	private, _ := adopted(t, Memory, strings.Repeat("b000z", 12)+"0000", 0)
+	im := image(t, private, base)
 	buf := make([]byte, 32*BlockSize)
 	if n := testing.AllocsPerRun(100, func() { im.ReadStat(buf, 0); im.ReadStat(buf[:512], 1024) }); n != 0 {
 		t.Errorf("%v allocations per read", n)

@@ -94,6 +94,9 @@ func (sc *scanner) scan(ctx context.Context, workers int) error {
 	g.Go(func() error {
 		defer close(chunks)
 		for off := int64(0); off < sc.sidecar.size; off += chunkSize {
+			if err := ctx.Err(); err != nil {
+				return err // the select below may prefer a worker that is ready
+			}
 			data, err := sc.seek(off, unix.SEEK_DATA)
 			if err != nil {
 				return err

@@ -8,8 +8,10 @@ import (
 	"fmt"
 	"hash/crc32"
 	"io"
+	"math/bits"
 	"os"
 	"sync"
+	"sync/atomic"
 
 	"github.com/bits-and-blooms/bitset"
 )
@@ -66,7 +68,8 @@ func (id *ID) UnmarshalText(text []byte) error {
 	return nil
 }
 
-// Slice is one layer of an image. It comes from Open or Seal, sealed, or from Create, writable until its own Seal.
+// Slice is one layer of an image. It comes from Open or Seal, sealed; from Create, writable until it is frozen; or from
+// Adopt, frozen, with blocks that are somebody else's until Settle has copied them.
 type Slice struct {
 	file *os.File
 	path string
@@ -76,12 +79,17 @@ type Slice struct {
 	size   int64 // bytes
 	blocks int64
 
-	created bool         // by Create: it changes, or once did, and mu is needed
-	mu      sync.RWMutex // guards what follows if created
-	frozen  bool
-	stored  *bitset.BitSet
-	zero    *bitset.BitSet // disjoint from stored
-	sums    []uint32       // CRC-32C by block; meaningful where stored
+	created  bool          // by Create or Adopt: it has no map until Seal writes one
+	frozen   atomic.Bool   // never false again; set with mu
+	lending  atomic.Bool   // there are lent blocks; never true again; cleared with mu
+	settling chan struct{} // holds a token while a Settle runs; nil unless from Adopt
+
+	mu     sync.RWMutex // guards what follows until the slice is frozen and lends nothing
+	stored *bitset.BitSet
+	zero   *bitset.BitSet // disjoint from stored
+	sums   []uint32       // CRC-32C by block; meaningful where stored
+	lent   *bitset.BitSet // disjoint from both; nil if lending is false
+	from   io.ReaderAt    // answers for the lent blocks; nil once it must not be used
 }
 
 // Open opens a sealed slice for reading. Both files are validated except for the data itself, whose blocks are
@@ -109,11 +117,13 @@ func Open(dataPath, mapPath string) (*Slice, error) {
 		return nil, fmt.Errorf("open slice: %w", &FileError{dataPath, kind,
 			fmt.Sprintf("%d bytes, but its map %s is for %d", st.Size(), mapPath, m.size)})
 	}
-	return &Slice{
+	s := &Slice{
 		file: f, path: dataPath,
 		id: m.id, kind: m.kind, size: m.size, blocks: blocksOf(m.size),
-		frozen: true, stored: m.stored, zero: m.zero, sums: m.sums,
-	}, nil
+		stored: m.stored, zero: m.zero, sums: m.sums,
+	}
+	s.frozen.Store(true)
+	return s, nil
 }
 
 func blocksOf(size int64) int64 { return (size + BlockSize - 1) / BlockSize }
@@ -133,38 +143,49 @@ func (s *Slice) Blocks() int64 { return s.blocks }
 // Path returns the data file's path.
 func (s *Slice) Path() string { return s.path }
 
-// Writable reports whether the slice takes writes: it is from Create and not sealed yet.
-func (s *Slice) Writable() bool {
-	s.lock()
-	defer s.unlock()
-	return !s.frozen
-}
+// Writable reports whether the slice takes writes: it is from Create and not frozen yet.
+func (s *Slice) Writable() bool { return !s.frozen.Load() }
 
 // Present reports whether the slice answers for the block, with data or with zeros.
 func (s *Slice) Present(block int64) bool {
-	s.lock()
-	defer s.unlock()
+	defer s.unlock(s.lock())
 	return s.state(block) != absent
 }
 
-// Count returns the number of stored blocks and of blocks known to be zeros; the others are absent.
+// Count returns the number of stored blocks and of blocks known to be zeros; the others are absent. Lent blocks count as
+// stored, although Settle may still find that they are zeros.
 func (s *Slice) Count() (stored, zero int64) {
-	s.lock()
-	defer s.unlock()
-	return int64(s.stored.Count()), int64(s.zero.Count())
-}
-
-// Close closes the data file. Images that hold the slice fail from then on.
-func (s *Slice) Close() error { return s.file.Close() }
-
-func (s *Slice) lock() {
-	if s.created {
-		s.mu.RLock()
+	defer s.unlock(s.lock())
+	stored = int64(s.stored.Count())
+	if s.lent != nil {
+		stored += int64(s.lent.Count())
 	}
+	return stored, int64(s.zero.Count())
 }
 
-func (s *Slice) unlock() {
-	if s.created {
+// Close closes the data file, and uses nothing that was lent any more once it returns. Images that hold the slice fail
+// from then on.
+func (s *Slice) Close() error {
+	if s.lending.Load() {
+		s.mu.Lock()
+		s.from = nil
+		s.mu.Unlock()
+	}
+	return s.file.Close()
+}
+
+// lock locks for reading what can still change, and nothing otherwise: frozen slices are shared by many images, whose
+// readers would only keep each other waiting for the lock's memory.
+func (s *Slice) lock() (locked bool) {
+	if s.frozen.Load() && !s.lending.Load() {
+		return false
+	}
+	s.mu.RLock()
+	return true
+}
+
+func (s *Slice) unlock(locked bool) {
+	if locked {
 		s.mu.RUnlock()
 	}
 }
@@ -214,27 +235,55 @@ const (
 	absent state = iota
 	stored
 	zeros
+	lent // stored, but elsewhere: only Settle and the functions below tell it from stored
 )
 
 // read answers for block first and for as many of the following, at most limit, as it can answer in the same way.
 // Stored blocks are read into dst and verified; otherwise dst is not touched.
 func (s *Slice) read(dst []byte, first, limit int64) (n int64, has state, err error) {
-	s.lock()
-	defer s.unlock()
+	defer s.unlock(s.lock())
 	n, has = s.run(first, limit)
-	if has == stored {
+	switch has {
+	case stored:
 		err = s.readStored(dst[:n*BlockSize], first)
+	case lent:
+		n, has = min(n, pieceBlocks), stored
+		err = s.readLent(dst[:n*BlockSize], first)
 	}
 	return n, has, err
 }
 
 // run finds what the slice knows of block first, and of how many blocks from there, at most limit, it knows the same.
 // It looks no further than limit, which is short: a search for the next set bit could cross all of a large sparse disk.
+// A deep stack makes one such call for each of its slices, so it takes a word of the bitmaps at a time.
 func (s *Slice) run(first, limit int64) (n int64, has state) {
 	has = s.state(first)
-	for n = 1; n < limit && s.state(first+n) == has; n++ {
+	for n < limit {
+		bit := uint64(first+n) % 64
+		same := bits.TrailingZeros64(^(s.word((first+n)/64, has) >> bit))
+		n += int64(same)
+		if bit+uint64(same) < 64 {
+			break
+		}
 	}
-	return n, has
+	return min(n, limit), has
+}
+
+// word returns one word of the bitmap of the blocks in a state.
+func (s *Slice) word(i int64, has state) uint64 {
+	switch has {
+	case stored:
+		return s.stored.Words()[i]
+	case zeros:
+		return s.zero.Words()[i]
+	case lent:
+		return s.lent.Words()[i]
+	}
+	known := s.stored.Words()[i] | s.zero.Words()[i]
+	if s.lent != nil {
+		known |= s.lent.Words()[i]
+	}
+	return ^known
 }
 
 func (s *Slice) state(block int64) state {
@@ -243,6 +292,8 @@ func (s *Slice) state(block int64) state {
 		return stored
 	case s.zero.Test(b):
 		return zeros
+	case s.lent != nil && s.lent.Test(b):
+		return lent
 	default:
 		return absent
 	}

@@ -13,17 +13,25 @@ import (
 // pages are copied into when it forks. The data file must not exist; it gets mode 0600. Nothing is kept of the slice
 // but its data file until Seal writes the map.
 func Create(dataPath string, size int64, kind Kind) (*Slice, error) {
+	s, err := create(dataPath, size, kind)
+	if err != nil {
+		return nil, fmt.Errorf("create slice: %w", err)
+	}
+	return s, nil
+}
+
+func create(dataPath string, size int64, kind Kind) (*Slice, error) {
 	if size <= 0 || size > MaxImageSize || (kind != Memory && kind != Disk) {
-		return nil, fmt.Errorf("create slice %s: a %v image of %d bytes cannot be", dataPath, kind, size)
+		return nil, fmt.Errorf("%s: a %v image of %d bytes cannot be", dataPath, kind, size)
 	}
 	f, err := os.OpenFile(dataPath, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
-		return nil, fmt.Errorf("create slice: %w", err)
+		return nil, err
 	}
 	if err := f.Truncate(size); err != nil {
 		f.Close()
 		os.Remove(dataPath)
-		return nil, fmt.Errorf("create slice: %w", err)
+		return nil, err
 	}
 	blocks := blocksOf(size)
 	return &Slice{
@@ -34,10 +42,19 @@ func Create(dataPath string, size int64, kind Kind) (*Slice, error) {
 	}, nil
 }
 
-// Seal freezes a slice from Create and writes its map to mapPath. The slice goes on answering reads, and refuses
-// writes. It keeps its bitmaps: what was overwritten with zeros keeps hiding the slices below. It takes milliseconds
-// whatever the size of the data, since every write has left its checksum, so that a VM can stay suspended over it.
-// Whoever writes must have stopped, or loses the rest of its write.
+// Freeze makes a slice from Create refuse writes from now on, and goes on answering reads. Nothing is written, so it
+// takes no time: a VM can stay suspended over it. Whoever writes must have stopped, or loses the rest of its write. A
+// slice that is frozen already stays as it is.
+func (s *Slice) Freeze() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.frozen.Store(true)
+}
+
+// Seal freezes a slice from Create, and writes the map of a slice from Create or Adopt to mapPath. It keeps its bitmaps:
+// what was overwritten with zeros keeps hiding the slices below. It takes milliseconds whatever the size of the data,
+// since every write has left its checksum. After an error the slice is frozen and has no map; Seal can be tried again.
+// A slice with lent blocks has to be settled first.
 func (s *Slice) Seal(ctx context.Context, mapPath string) error {
 	if err := ctx.Err(); err != nil {
 		return fmt.Errorf("seal %s: %w", s.path, err)
@@ -45,13 +62,15 @@ func (s *Slice) Seal(ctx context.Context, mapPath string) error {
 	if !s.created {
 		return fmt.Errorf("seal %s: %w", s.path, ErrReadOnly)
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
+	s.Freeze()
+	if s.lending.Load() {
+		return fmt.Errorf("seal %s: %d of its blocks are only lent: settle it first", s.path, s.Lent())
+	}
+	// Nothing changes any more, so no lock is held over the writing.
 	m := &mapFile{kind: s.kind, id: s.id, size: s.size, stored: s.stored, zero: s.zero, sums: s.sums}
 	if err := m.save(mapPath); err != nil {
 		return fmt.Errorf("seal %s: %w", s.path, err)
 	}
-	s.frozen = true
 	return nil
 }
 
@@ -91,7 +110,7 @@ func (s *Slice) ZeroBlocks(first, n int64) error {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.frozen {
+	if s.frozen.Load() {
 		return ErrReadOnly
 	}
 	for b := first; b < first+n; {
@@ -113,7 +132,7 @@ func (s *Slice) ZeroBlocks(first, n int64) error {
 func (s *Slice) store(p []byte, first int64) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.frozen {
+	if s.frozen.Load() {
 		return ErrReadOnly
 	}
 	off := first * BlockSize
