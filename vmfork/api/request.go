@@ -31,7 +31,7 @@ const (
 	MaxClones = 65000     // of one ticket, and so the highest id
 	MaxVCPUs  = 1024      // of one clone
 	MaxStatus = 255       // of exit
-	MaxName   = 64        // bytes of a ticket's, a checkpoint's, a machine's name
+	MaxName   = 63        // bytes of a ticket's, a checkpoint's, a machine's name
 	MaxWait   = 1_000_000 // seconds of join's timeout: eleven days
 )
 
