@@ -25,7 +25,7 @@ type Network struct {
 	mu     sync.Mutex
 	handle *netlink.Handle // a netlink socket inside; nil after Close
 	bridge netlink.Link
-	taps   map[int]*tap
+	plugs  map[int]*plug
 }
 
 // Create makes the namespace with lo and the bridge, both up, and nothing else in it. See [Probe] for its errors.
@@ -36,7 +36,7 @@ func Create(ctx context.Context, plan Plan) (*Network, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, fmt.Errorf("create network: %w", err)
 	}
-	n := &Network{plan: plan, taps: make(map[int]*tap)}
+	n := &Network{plan: plan, plugs: make(map[int]*plug)}
 	if err := n.create(); err != nil {
 		n.Close()
 		return nil, fmt.Errorf("create network: %w", err)
@@ -132,9 +132,11 @@ func (n *Network) Close() error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	var errs []error
-	for id, t := range n.taps {
-		errs = append(errs, t.file.Close())
-		delete(n.taps, id)
+	for id, p := range n.plugs {
+		for _, t := range p.taps() {
+			errs = append(errs, t.file.Close())
+		}
+		delete(n.plugs, id)
 	}
 	if n.handle != nil {
 		n.handle.Close()

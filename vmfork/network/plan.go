@@ -7,10 +7,10 @@ import (
 	"net/netip"
 )
 
-// MaxID is the highest clone id of one ticket. A /16 has room for it, the host, and some to spare.
+// MaxID is the highest number of a member. A /16 has room for it, the host, and some to spare.
 const MaxID = 65000
 
-// hostOffset is where the host sits in the subnet: the last usable address, out of the way of every clone.
+// hostOffset is where the host sits in the subnet: the last usable address, out of the way of every member.
 const hostOffset = 1<<16 - 2
 
 // A Plan is the address plan of one job. Everything follows from the subnet; the zero Plan is not valid.
@@ -34,16 +34,16 @@ func (p Plan) Check() error {
 	return nil
 }
 
-// CheckID tells whether id can be the id of the parent (0) or of a clone.
+// CheckID tells whether id can be the number of a member: of the parent (0) or of a clone.
 func CheckID(id int) error {
 	if id < 0 || id > MaxID {
-		return fmt.Errorf("clone id %d is not between 0 and %d", id, MaxID)
+		return fmt.Errorf("member number %d is not between 0 and %d", id, MaxID)
 	}
 	return nil
 }
 
-// IP is the address of a clone, or with id 0 of the parent. Addresses are in the order of ids, so "clones ordered by
-// IP" and "clones ordered by id" is one order. An id that CheckID refuses is a mistake of the caller, and panics.
+// IP is the address of a member. Addresses are in the order of ids, so "members ordered by IP" and "members ordered by
+// id" is one order. An id that CheckID refuses is a mistake of the caller, and panics.
 func (p Plan) IP(id int) netip.Addr {
 	if err := CheckID(id); err != nil {
 		panic("network: " + err.Error())
@@ -61,7 +61,7 @@ func (p Plan) ID(ip netip.Addr) (id int, ok bool) {
 	return id, CheckID(id) == nil
 }
 
-// MAC is the hardware address of a clone, or with id 0 of the parent. It panics as IP does.
+// MAC is the hardware address of a member. It panics as IP does.
 func (p Plan) MAC(id int) net.HardwareAddr { return mac(p.IP(id)) }
 
 // Host is the address of the host on the bridge.
@@ -70,7 +70,7 @@ func (p Plan) Host() netip.Addr { return p.at(hostOffset) }
 // HostMAC is the hardware address of the bridge.
 func (p Plan) HostMAC() net.HardwareAddr { return mac(p.Host()) }
 
-// Name is the host name of a clone: "clone-1" and so on; id 0 is "parent".
+// Name is the host name of a member: "clone-1" and so on; id 0 is "parent".
 func (p Plan) Name(id int) string {
 	if id == 0 {
 		return "parent"
@@ -85,17 +85,17 @@ type Member struct {
 	MAC  net.HardwareAddr `json:"mac"`
 }
 
-// Member is the clone, or with id 0 the parent, as the others see it.
+// Member is the member as the others see it.
 func (p Plan) Member(id int) Member {
 	return Member{Name: p.Name(id), IP: p.IP(id), MAC: p.MAC(id)}
 }
 
-// HostMember is the host as the clones see it.
+// HostMember is the host as the members see it.
 func (p Plan) HostMember() Member {
 	return Member{Name: "host", IP: p.Host(), MAC: p.HostMAC()}
 }
 
-// Guest is what the agent of a clone has to configure, when ids are all the members of the ticket; it is no harm when
+// Guest is what the agent of a member has to configure, when ids are all that it is to know; it is no harm when
 // id itself is among them. The host is always a member.
 func (p Plan) Guest(id int, ids []int) GuestConfig {
 	config := GuestConfig{

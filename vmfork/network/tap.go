@@ -1,6 +1,7 @@
 package network
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -13,15 +14,34 @@ import (
 // QEMU finds that out by itself.
 const VNetHeader = 10
 
-// A tap is one clone's plug in the bridge.
+// queueLength is how many frames the kernel keeps for a tap that nobody reads. It has to last for the pause of a live
+// fork: TestQueueOutlastsAPause says how much a sender does in 100 ms.
+const queueLength = 32768
+
+// A plug is one member's place in the bridge.
+type plug struct {
+	tap    *tap // the member's
+	spare  *tap // the successor's in a live fork, otherwise nil
+	handed bool // the member's frames go to the spare
+}
+
+// taps are the plug's one or two.
+func (p *plug) taps() []*tap {
+	if p.spare == nil {
+		return []*tap{p.tap}
+	}
+	return []*tap{p.tap, p.spare}
+}
+
+// A tap is a device on the bridge, and the descriptor behind it.
 type tap struct {
 	file *os.File
 	link netlink.Link
 }
 
-// AddTap makes the tap of a clone: on the bridge, down, and gone when its last descriptor is closed. The file stays the
-// Network's, so that the tap outlives a QEMU process (a parent goes on in a new one after a fork, with the same tap):
-// pass it on, do not close it. See [Probe] for errors.
+// AddTap makes the tap of a member: on the bridge, down, and gone when its last descriptor is closed. The file stays the
+// Network's, so that the tap outlives a QEMU process: pass it on, do not close it. The id of a member that was removed
+// may be used again. See [Probe] for errors.
 func (n *Network) AddTap(id int) (*os.File, error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -29,21 +49,26 @@ func (n *Network) AddTap(id int) (*os.File, error) {
 		return nil, fmt.Errorf("add tap: %w", err)
 	}
 	if n.handle == nil {
-		return nil, fmt.Errorf("add tap of clone %d: %w", id, net.ErrClosed)
+		return nil, fmt.Errorf("add tap of member %d: %w", id, net.ErrClosed)
 	}
-	if n.taps[id] != nil {
-		return nil, fmt.Errorf("add tap of clone %d: it has one", id)
+	if n.plugs[id] != nil {
+		return nil, fmt.Errorf("add tap of member %d: it has one", id)
 	}
-	t, err := n.addTap(id)
+	t, err := n.addTap(fmt.Sprintf("tap%d", id))
+	if err == nil {
+		if err = n.point(id, t); err != nil {
+			t.file.Close()
+		}
+	}
 	if err != nil {
-		return nil, fmt.Errorf("add tap of clone %d: %w", id, err)
+		return nil, fmt.Errorf("add tap of member %d: %w", id, err)
 	}
-	n.taps[id] = t
+	n.plugs[id] = &plug{tap: t}
 	return t.file, nil
 }
 
-func (n *Network) addTap(id int) (t *tap, err error) {
-	name := fmt.Sprintf("tap%d", id)
+// addTap makes a tap that is on the bridge, and that the bridge knows no address behind.
+func (n *Network) addTap(name string) (t *tap, err error) {
 	t = new(tap)
 	// A tap is born in the namespace of the thread that opens the device.
 	err = n.inside(func() (err error) {
@@ -61,10 +86,13 @@ func (n *Network) addTap(id int) (t *tap, err error) {
 	if t.link, err = n.handle.LinkByName(name); err != nil {
 		return nil, fmt.Errorf("find %s: %w", name, err)
 	}
+	if err := n.handle.LinkSetTxQLen(t.link, queueLength); err != nil {
+		return nil, fmt.Errorf("make the queue of %s longer: %w", name, err)
+	}
 	if err := n.handle.LinkSetMaster(t.link, n.bridge); err != nil {
 		return nil, fmt.Errorf("attach %s to the bridge: %w", name, bridgeError(err))
 	}
-	// The plan knows where every MAC address is. So the bridge need neither learn nor try all ports, and a clone cannot
+	// The plan knows where every MAC address is. So the bridge need neither learn nor try all ports, and a member cannot
 	// draw another's frames to itself by sending with the other's address.
 	if err := n.handle.LinkSetLearning(t.link, false); err != nil {
 		return nil, fmt.Errorf("stop learning on %s: %w", name, err)
@@ -72,7 +100,14 @@ func (n *Network) addTap(id int) (t *tap, err error) {
 	if err := n.handle.LinkSetFlood(t.link, false); err != nil {
 		return nil, fmt.Errorf("stop flooding to %s: %w", name, err)
 	}
-	err = n.handle.NeighSet(&netlink.Neigh{
+	return t, nil
+}
+
+// point makes the bridge send a member's frames to t, from one frame to the next: where it knows the address already, it
+// changes the port in the entry that it has. The host is made to know the address without having asked, so that nobody
+// else can answer.
+func (n *Network) point(id int, t *tap) error {
+	err := n.handle.NeighSet(&netlink.Neigh{
 		LinkIndex:    t.link.Attrs().Index,
 		Family:       unix.AF_BRIDGE,
 		Flags:        netlink.NTF_MASTER,
@@ -80,15 +115,15 @@ func (n *Network) addTap(id int) (t *tap, err error) {
 		HardwareAddr: n.plan.MAC(id),
 	})
 	if err != nil {
-		return nil, fmt.Errorf("enter %v into the bridge's table: %w", n.plan.MAC(id), err)
+		return fmt.Errorf("enter %v into the bridge's table: %w", n.plan.MAC(id), err)
 	}
 	if err := n.handle.NeighSet(n.neighbour(id)); err != nil {
-		return nil, fmt.Errorf("make clone a neighbour of the host: %w", err)
+		return fmt.Errorf("make member a neighbour of the host: %w", err)
 	}
-	return t, nil
+	return nil
 }
 
-// neighbour is a clone as the host knows it, without having asked, so that nobody else can answer.
+// neighbour is a member as the host knows it.
 func (n *Network) neighbour(id int) *netlink.Neigh {
 	return &netlink.Neigh{
 		LinkIndex:    n.bridge.Attrs().Index,
@@ -119,38 +154,55 @@ func openTap(name string) (*os.File, error) {
 	return os.NewFile(uintptr(fd), name), nil
 }
 
-// Up lets the frames of a clone through. It is for when the clone has its identity.
+// Up lets the frames of a member through. It is for when the member has its identity.
 func (n *Network) Up(id int) error {
-	return n.withTap("open", id, func(t *tap) error { return n.handle.LinkSetUp(t.link) })
-}
-
-// Down stops the frames of a clone, both ways. What is queued in the tap is dropped.
-func (n *Network) Down(id int) error {
-	return n.withTap("shut", id, func(t *tap) error { return n.handle.LinkSetDown(t.link) })
-}
-
-// Remove takes the tap of a clone away, also from a QEMU that still has it open: that one is unplugged.
-func (n *Network) Remove(id int) error {
-	return n.withTap("remove", id, func(t *tap) error {
-		delete(n.taps, id)
-		_ = n.handle.NeighDel(n.neighbour(id))
-		err := n.handle.LinkDel(t.link)
-		if closeErr := t.file.Close(); err == nil {
-			err = closeErr
+	return n.withPlug("open", id, func(p *plug) error {
+		if p.handed {
+			return n.handle.LinkSetUp(p.spare.link)
 		}
-		return err
+		return n.handle.LinkSetUp(p.tap.link)
 	})
 }
 
-func (n *Network) withTap(verb string, id int, f func(*tap) error) error {
+// Down stops the frames of a member, both ways.
+func (n *Network) Down(id int) error {
+	return n.withPlug("shut", id, func(p *plug) error {
+		var errs []error
+		for _, t := range p.taps() {
+			errs = append(errs, n.handle.LinkSetDown(t.link))
+		}
+		return errors.Join(errs...)
+	})
+}
+
+// Remove takes a member's tap away, and its spare, also from a QEMU that still has them open: that one is unplugged. The
+// id is free afterwards.
+func (n *Network) Remove(id int) error {
+	return n.withPlug("remove", id, func(p *plug) error {
+		delete(n.plugs, id)
+		_ = n.handle.NeighDel(n.neighbour(id))
+		var errs []error
+		for _, t := range p.taps() {
+			errs = append(errs, n.unplug(t))
+		}
+		return errors.Join(errs...)
+	})
+}
+
+// unplug deletes a tap, and with it what the bridge knows to be behind it.
+func (n *Network) unplug(t *tap) error {
+	return errors.Join(n.handle.LinkDel(t.link), t.file.Close())
+}
+
+func (n *Network) withPlug(verb string, id int, f func(*plug) error) error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	t := n.taps[id]
-	if n.handle == nil || t == nil {
-		return fmt.Errorf("%s tap of clone %d: there is none", verb, id)
+	p := n.plugs[id]
+	if n.handle == nil || p == nil {
+		return fmt.Errorf("%s tap of member %d: there is none", verb, id)
 	}
-	if err := f(t); err != nil {
-		return fmt.Errorf("%s tap of clone %d: %w", verb, id, err)
+	if err := f(p); err != nil {
+		return fmt.Errorf("%s tap of member %d: %w", verb, id, err)
 	}
 	return nil
 }
