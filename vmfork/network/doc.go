@@ -53,14 +53,15 @@
 //  5. Inside the machine, which keeps its identity, [AddNeighbours] introduces its clones; in a clone, [Configure]
 //     replaces all of the identity that its parent had.
 //
-// HandOver is the only part of this in the machine's pause: a quarter of a millisecond. Making and removing a tap takes
-// the kernel some 10 to 30 ms, and other requests of the network wait for that meanwhile. Frames that moved come after
-// frames that were sent later, which Ethernet allows. What QEMU has read and the guest has not taken is QEMU's to keep.
+// HandOver is the only part of this in the machine's pause: a quarter of a millisecond. Retire and HandBack take some
+// 30 ms, for the kernel makes sure that no processor is still at a frame. Frames that moved come after frames that were
+// sent later, which Ethernet allows. What QEMU has read and the guest has not taken is QEMU's to keep.
 //
 // # Locking and threads
 //
-// A Network may be used from many goroutines. Its mutex guards the table of taps and orders the requests on the one
-// netlink socket. Namespaces belong to threads: whatever must be created inside the namespace (the netlink socket,
+// A Network may be used from many goroutines. Its mutex guards the table of taps and orders the requests on its netlink
+// socket. What removes taps is slow, and has a mutex and a socket of its own, so that nothing waits for it but the next
+// removal; it takes the table's mutex only to look and to enter what it did. Namespaces belong to threads: whatever must be created inside the namespace (the netlink socket,
 // taps, listeners) is created on a thread that visits it and returns; what was created stays inside, whichever
 // thread uses it later. The calling process never changes namespace.
 package network

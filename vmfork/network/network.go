@@ -22,6 +22,11 @@ type Network struct {
 	plan      Plan
 	namespace *os.File // keeps the namespace alive
 
+	// removals is held by what removes taps, before mu. The kernel takes some 15 ms for each, and what cannot wait so long
+	// (HandOver, in a machine's pause) must not: so these have a socket of their own, and hold mu only for the table.
+	removals sync.Mutex
+	remover  *netlink.Handle
+
 	mu     sync.Mutex
 	handle *netlink.Handle // a netlink socket inside; nil after Close
 	bridge netlink.Link
@@ -50,11 +55,14 @@ func (n *Network) create() (err error) {
 	}
 	err = n.inside(func() (err error) {
 		quietIPv6("all", "default")
-		n.handle, err = netlink.NewHandle(unix.NETLINK_ROUTE)
+		if n.handle, err = netlink.NewHandle(unix.NETLINK_ROUTE); err != nil {
+			return err
+		}
+		n.remover, err = netlink.NewHandle(unix.NETLINK_ROUTE)
 		return err
 	})
 	if err != nil {
-		return fmt.Errorf("open netlink socket: %w", err)
+		return fmt.Errorf("open netlink sockets: %w", err)
 	}
 
 	lo, err := n.handle.LinkByName("lo")
@@ -129,6 +137,8 @@ func (n *Network) ListenFile(ctx context.Context, port int) (*os.File, netip.Add
 // Close removes all taps and lets go of the namespace. QEMU processes and listeners that are still there keep it, and
 // it goes with the last of them. Close may be called twice.
 func (n *Network) Close() error {
+	n.removals.Lock()
+	defer n.removals.Unlock()
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	var errs []error
@@ -141,6 +151,10 @@ func (n *Network) Close() error {
 	if n.handle != nil {
 		n.handle.Close()
 		n.handle = nil
+	}
+	if n.remover != nil {
+		n.remover.Close()
+		n.remover = nil
 	}
 	if n.namespace != nil {
 		if err := n.namespace.Close(); !errors.Is(err, os.ErrClosed) {

@@ -65,31 +65,51 @@ func (n *Network) HandOver(id int) error {
 // Retire removes a member's old tap after HandOver, when the QEMU process behind it has been stopped: what that one did not
 // read any more goes to the spare, behind what is there. From now on the spare is the member's tap.
 func (n *Network) Retire(id int) error {
-	return n.withPlug("retire", id, func(p *plug) error {
+	n.removals.Lock()
+	defer n.removals.Unlock()
+	var old, spare *tap
+	err := n.withPlug("retire", id, func(p *plug) error {
 		if !p.handed {
 			return errors.New("it was not handed over")
 		}
-		old, spare := p.tap, p.spare
+		old, spare = p.tap, p.spare
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	moveErr, unplugErr := n.move(spare, old), n.unplug(old)
+	return n.withPlug("retire", id, func(p *plug) error {
 		p.tap, p.spare, p.handed = spare, nil, false
-		err := n.move(spare, old)
-		return errors.Join(err, n.unplug(old))
+		return errors.Join(moveErr, unplugErr)
 	})
 }
 
 // HandBack gives up: it undoes Spare and, where that has happened, HandOver. The QEMU process behind the spare must have
 // been stopped. What was queued at the spare goes to the old tap, which is the member's again.
 func (n *Network) HandBack(id int) error {
-	return n.withPlug("hand back", id, func(p *plug) error {
+	n.removals.Lock()
+	defer n.removals.Unlock()
+	var old, spare *tap
+	var errs []error
+	err := n.withPlug("hand back", id, func(p *plug) error {
 		if p.spare == nil {
 			return errors.New("there is no spare")
 		}
-		spare, handed := p.spare, p.handed
-		p.spare, p.handed = nil, false
-		var errs []error
-		if handed {
-			errs = append(errs, p.tap.only(nil), n.point(id, p.tap), n.move(p.tap, spare))
+		old, spare = p.tap, p.spare
+		if p.handed {
+			p.handed = false
+			errs = append(errs, old.only(nil), n.point(id, old))
 		}
-		return errors.Join(append(errs, n.unplug(spare))...)
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	errs = append(errs, n.move(old, spare), n.unplug(spare))
+	return n.withPlug("hand back", id, func(p *plug) error {
+		p.spare = nil
+		return errors.Join(errs...)
 	})
 }
 
@@ -124,10 +144,11 @@ func (t *tap) control(f func(fd int) error) error {
 }
 
 // move takes down a tap that the bridge's table does not point to any more, and puts what is queued there into the queue
-// of another. A packet socket (packet(7)) does that: what it sends by a device is what the device's reader gets.
+// of another. A packet socket (packet(7)) does that: what it sends by a device is what the device's reader gets. Its
+// caller holds removals.
 func (n *Network) move(to, from *tap) error {
 	// The kernel returns when no processor is still at delivering a frame there.
-	if err := n.handle.LinkSetDown(from.link); err != nil {
+	if err := n.remover.LinkSetDown(from.link); err != nil {
 		return fmt.Errorf("take down %s: %w", from.link.Attrs().Name, err)
 	}
 	socket := -1
@@ -149,6 +170,10 @@ func (n *Network) move(to, from *tap) error {
 		var header int32
 		if err := control(fd).do(unix.TUNGETVNETHDRSZ, unsafe.Pointer(&header)); err != nil {
 			return fmt.Errorf("move frames: ask for the size of headers: %w", err)
+		}
+		// To pass a file on to a process makes it a blocking one, and here the empty queue is the end.
+		if err := unix.SetNonblock(fd, true); err != nil {
+			return fmt.Errorf("move frames: %w", err)
 		}
 		buffer := make([]byte, maxFrame)
 		for {

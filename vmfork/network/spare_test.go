@@ -144,6 +144,9 @@ func TestRetireMovesWhatNobodyRead(t *testing.T) {
 	n := create(t)
 	from, old := addTap(t, n, 1), addTap(t, n, 2)
 	up(t, n, 1, 2)
+	if err := unix.SetNonblock(int(old.Fd()), false); err != nil {
+		t.Fatal(err)
+	}
 	// As QEMU does for a guest with a virtio device of version 1.
 	var header int32 = 12
 	must(t, n.plugs[2].tap.control(func(fd int) error {
@@ -279,7 +282,7 @@ func TestNumberIsFreeAfterRemove(t *testing.T) {
 		for _, file := range holders {
 			fd, err := unix.Dup(int(file.Fd()))
 			must(t, err)
-			defer unix.Close(fd)
+			t.Cleanup(func() { unix.Close(fd) })
 		}
 		must(t, n.Remove(1))
 		again := addTap(t, n, 1)
@@ -292,6 +295,50 @@ func TestNumberIsFreeAfterRemove(t *testing.T) {
 	}
 }
 
+// The end of one ticket's clones must not be another machine's pause.
+func TestHandOverDoesNotWaitForRemovals(t *testing.T) {
+	n := create(t)
+	addTap(t, n, 0)
+	up(t, n, 0)
+	const clones, rounds = 24, 8
+	for id := 1; id <= clones; id++ {
+		addTap(t, n, id)
+		up(t, n, id)
+	}
+	removed := make(chan time.Duration)
+	for id := 1; id <= clones; id++ {
+		go func() {
+			begin := time.Now()
+			if err := n.Remove(id); err != nil {
+				t.Error(err)
+			}
+			removed <- time.Since(begin)
+		}()
+	}
+	var waits []time.Duration
+	begin := time.Now()
+	for range rounds {
+		begin := time.Now()
+		spare(t, n, 0)
+		made := time.Since(begin)
+		begin = time.Now()
+		must(t, n.HandOver(0))
+		waits = append(waits, time.Since(begin))
+		t.Logf("spare made in %v, handed over in %v", made, time.Since(begin))
+		must(t, n.HandBack(0))
+	}
+	t.Logf("%d rounds in %v", rounds, time.Since(begin))
+	var longest time.Duration
+	for range clones {
+		longest = max(longest, <-removed)
+	}
+	slices.Sort(waits)
+	t.Logf("the last of %d taps was removed after %v; HandOver took %v in the median, at most %v", clones, longest, waits[rounds/2], waits[rounds-1])
+	if waits[rounds/2] > longest/4 {
+		t.Errorf("HandOver took %v, the removal of all others %v", waits[rounds/2], longest)
+	}
+}
+
 // A queue has to hold what comes in a pause of 100 ms. What that is depends on the sender: here it is one that does
 // nothing but write to its tap, which is what QEMU does with a guest's frames at its best.
 func TestQueueOutlastsAPause(t *testing.T) {
@@ -299,7 +346,7 @@ func TestQueueOutlastsAPause(t *testing.T) {
 	from, to := addTap(t, n, 1), addTap(t, n, 2)
 	up(t, n, 1, 2)
 	f, sent := frame(n.plan.MAC(2), n.plan.MAC(1), ""), 0
-	must(t, n.plugs[1].tap.control(func(fd int) error {
+	must(t, (&tap{file: from}).control(func(fd int) error {
 		for begin := time.Now(); time.Since(begin) < 100*time.Millisecond && sent < queueLength; sent++ {
 			if _, err := unix.Write(fd, f); err != nil {
 				return err
@@ -307,7 +354,6 @@ func TestQueueOutlastsAPause(t *testing.T) {
 		}
 		return nil
 	}))
-	_ = from
 	got := len(drain(t, to))
 	t.Logf("%d frames in 100 ms", sent)
 	if got != sent {

@@ -23,6 +23,7 @@ type plug struct {
 	tap    *tap // the member's
 	spare  *tap // the successor's in a live fork, otherwise nil
 	handed bool // the member's frames go to the spare
+	gone   bool // it is being removed
 }
 
 // taps are the plug's one or two.
@@ -178,27 +179,42 @@ func (n *Network) Down(id int) error {
 // Remove takes a member's tap away, and its spare, also from a QEMU that still has them open: that one is unplugged. The
 // id is free afterwards.
 func (n *Network) Remove(id int) error {
-	return n.withPlug("remove", id, func(p *plug) error {
-		delete(n.plugs, id)
-		_ = n.handle.NeighDel(n.neighbour(id))
-		var errs []error
-		for _, t := range p.taps() {
-			errs = append(errs, n.unplug(t))
-		}
-		return errors.Join(errs...)
+	n.removals.Lock()
+	defer n.removals.Unlock()
+	var taps []*tap
+	err := n.withPlug("remove", id, func(p *plug) error {
+		p.gone = true
+		taps = p.taps()
+		return nil
 	})
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, t := range taps {
+		errs = append(errs, n.unplug(t))
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	_ = n.handle.NeighDel(n.neighbour(id))
+	delete(n.plugs, id)
+	if err := errors.Join(errs...); err != nil {
+		return fmt.Errorf("remove tap of member %d: %w", id, err)
+	}
+	return nil
 }
 
-// unplug deletes a tap, and with it what the bridge knows to be behind it.
+// unplug deletes a tap, and with it what the bridge knows to be behind it. Its caller holds removals.
 func (n *Network) unplug(t *tap) error {
-	return errors.Join(n.handle.LinkDel(t.link), t.file.Close())
+	return errors.Join(n.remover.LinkDel(t.link), t.file.Close())
 }
 
+// withPlug runs f with mu held.
 func (n *Network) withPlug(verb string, id int, f func(*plug) error) error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	p := n.plugs[id]
-	if n.handle == nil || p == nil {
+	if n.handle == nil || p == nil || p.gone {
 		return fmt.Errorf("%s tap of member %d: there is none", verb, id)
 	}
 	if err := f(p); err != nil {
