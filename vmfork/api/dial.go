@@ -42,7 +42,7 @@ func (c *Conn) Do(ctx context.Context, r Request) (Reply, error) {
 	}
 	line, err := r.Line()
 	if err != nil {
-		return Reply{}, fmt.Errorf("%w: %w", ErrInvalid, err)
+		return Reply{}, Fail(KindInvalid, "%v", err).Err
 	}
 	select {
 	case c.turn <- struct{}{}:
@@ -61,7 +61,7 @@ func (c *Conn) Do(ctx context.Context, r Request) (Reply, error) {
 		if ctx.Err() != nil {
 			return Reply{}, context.Cause(ctx)
 		}
-		return Reply{}, fmt.Errorf("%w: %w", ErrUnavailable, err)
+		return Reply{}, Fail(KindUnavailable, "%v", err).Err
 	}
 	if reply.Err != nil {
 		return reply, reply.Err
