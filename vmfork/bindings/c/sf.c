@@ -22,7 +22,7 @@
 #include <sys/un.h>
 #include <unistd.h>
 
-enum { LINE_MAX_BYTES = 1 << 20, LONGEST_WAIT = 1000000000 };
+enum { LINE_MAX_BYTES = 1 << 20, LONGEST_WAIT = 1000000 };
 
 static const struct {
 	const char *kind, *meaning;
@@ -116,6 +116,7 @@ static struct request begin(const char *name)
 	return r;
 }
 
+/* Bytes beyond ASCII are encoded as well: they may not be UTF-8, and the line is. */
 static void add(struct request *r, const char *key, const char *value)
 {
 	if (!value || !*value) {
@@ -130,7 +131,7 @@ static void add(struct request *r, const char *key, const char *value)
 		unsigned char c = (unsigned char)*value;
 		char encoded[4];
 
-		if (c > ' ' && c != '%' && c != 0x7f) {
+		if (c > ' ' && c != '%' && c < 0x7f) {
 			put(r, value, 1);
 			continue;
 		}
@@ -686,8 +687,11 @@ int sf_join(const sf_ticket *ticket, double timeout, int *statuses)
 	if (timeout >= 0)
 		add_seconds(&request, "timeout", timeout);
 	result = call(&request, &reply);
-	if (result == 0)
-		result = take_statuses(&reply, ticket, statuses);
+	if (result == 0 || result == SF_ELOST) {
+		int taken = take_statuses(&reply, ticket, statuses);
+
+		result = taken < 0 ? taken : result;
+	}
 	free(reply.buffer);
 	return result;
 }

@@ -208,12 +208,13 @@ int sf_exit_vm(const char *vm, int status);
 /*
  * sf_join: wait until all clones of the ticket have called sf_exit (table I).
  *
- * Waits timeout seconds, for ever if it is negative. Then the clones are gone
+ * Waits timeout seconds, at most 1e6, or for ever if it is negative. Then the clones are gone
  * and the ticket is discarded; *ticket still wants sf_ticket_free.
  * statuses[i] becomes the status of ticket->clones[i], so it has ticket->granted
  * elements; it may be NULL.
  *
- * SF_ELOST: a clone died without sf_exit, the text says which. SF_ETIMEOUT: the
+ * SF_ELOST: a clone died without sf_exit, the text says which, its status is
+ * -1, and the others' are theirs. SF_ETIMEOUT: the
  * ticket stays. SF_EUNKNOWN: joined or killed before. SF_EREFUSED, SF_EKILLED.
  */
 int sf_join(const sf_ticket *ticket, double timeout, int *statuses);

@@ -58,6 +58,18 @@ private:
 	Kind kind_;
 };
 
+// Of kind lost: some clones died without exit.
+class Lost : public Error {
+public:
+	Lost(const std::string &text, std::map<int, int> by_id) : Error(Kind::lost, text), statuses_(std::move(by_id)) {}
+
+	// The statuses by id, of the lost clones -1.
+	const std::map<int, int> &statuses() const noexcept { return statuses_; }
+
+private:
+	std::map<int, int> statuses_;
+};
+
 namespace detail {
 // A result of sf.h as it is, or as an exception.
 inline int check(int result)
@@ -156,17 +168,19 @@ public:
 	}
 
 	// Waits until all clones have exited, and gives the status of each by its
-	// id. No timeout: for ever. Kinds: lost, timeout (the ticket stays), unknown,
-	// refused, killed.
+	// id. timeout in seconds, at most 1e6; none: for ever. Kinds: lost (of class
+	// Lost), timeout (the ticket stays), unknown, refused, killed.
 	std::map<int, int> join(std::optional<double> timeout = std::nullopt)
 	{
 		std::vector<int> statuses(static_cast<std::size_t>(raw_.granted));
 		int result = sf_join(&raw_, timeout.value_or(-1), statuses.data());
-		detail::check(result);
-		owner_ = -1;
 		std::map<int, int> by_id;
 		for (int i = 0; i < raw_.granted; i++)
 			by_id[raw_.clones[i].id] = statuses[static_cast<std::size_t>(i)];
+		if (result == SF_ELOST)
+			throw Lost(sf_errmsg(), by_id);
+		detail::check(result);
+		owner_ = -1;
 		return by_id;
 	}
 

@@ -79,6 +79,8 @@ class Lost(Error):
     """A clone died without exit."""
 
     kind = "lost"
+    clones: List[int] = []  # the ids of those that died
+    statuses: Dict[int, int] = {}  # of those that did exit
 
 
 class Timeout(Error):
@@ -308,7 +310,7 @@ def exit_vm(vm: str, status: int = 0) -> None:
 def join(ticket: Ticket, timeout: Optional[float] = None) -> Dict[int, int]:
     """Wait until all clones of the ticket have called exit (table I).
 
-    Waits timeout seconds, None for ever. Returns the status of each clone by its
+    Waits timeout seconds, at most 1e6, None for ever. Returns the status of each clone by its
     id; then the clones are gone and the ticket is discarded.
 
     Raises Lost (a clone died without exit), Timeout (the ticket stays), Unknown
@@ -316,11 +318,7 @@ def join(ticket: Ticket, timeout: Optional[float] = None) -> Dict[int, int]:
     """
     reply = _call("join", ticket=ticket.id, timeout=None if timeout is None else _seconds(timeout),
                   vm=ticket.vm)
-    statuses = {}
-    for text in reply.all("status"):
-        id, status = _parts(reply, text, 2)
-        statuses[_number(reply, id)] = _number(reply, status)
-    return statuses
+    return reply.statuses()
 
 
 def kill(ticket: Ticket, clone: Optional[int] = None) -> None:
@@ -360,7 +358,7 @@ def list_vms() -> List[VM]:
 
 
 class _Reply:
-    """The fields of a reply that is ok."""
+    """The fields of a reply."""
 
     def __init__(self, call: str, fields: List[Tuple[str, str]]):
         self.call = call
@@ -380,6 +378,10 @@ class _Reply:
 
     def number(self, key: str) -> int:
         return _number(self, self.text(key))
+
+    def statuses(self) -> Dict[int, int]:
+        pairs = [_parts(self, text, 2) for text in self.all("status")]
+        return {_number(self, id): _number(self, status) for id, status in pairs}
 
     def id(self) -> int:
         id = self.number("id")
@@ -421,13 +423,14 @@ def _checkpoint_id(checkpoint: Union[Checkpoint, str]) -> str:
 def _seconds(seconds: float) -> str:
     if not seconds >= 0:
         raise Invalid(f"join: not a time to wait: {seconds} s")
-    text = f"{min(seconds, 1e9):.3f}".rstrip("0")
+    text = f"{min(seconds, 1e6):.3f}".rstrip("0")
     return text[:-1] if text.endswith(".") else text
 
 
 def _encode(value: object) -> bytes:
+    # What is beyond ASCII too: it may not be UTF-8, and the line is.
     raw = str(value).encode("utf-8", "surrogateescape")
-    return b"".join(b"%%%02X" % c if c <= 0x20 or c in b"%\x7f" else bytes((c,)) for c in raw)
+    return b"".join(b"%%%02X" % c if c <= 0x20 or c >= 0x7f or c == 0x25 else bytes((c,)) for c in raw)
 
 
 def _decode(value: bytes) -> str:
@@ -456,7 +459,12 @@ def _parse(call: str, line: bytes) -> List[Tuple[str, str]]:
             raise Version(f"{call}: the answer is an error without kind or text")
         kind, text = values["kind"], values["text"]
         if kind in _KINDS:
-            raise _KINDS[kind](f"{call}: {text}")
+            error = _KINDS[kind](f"{call}: {text}")
+            if isinstance(error, Lost):
+                reply = _Reply(call, fields)
+                error.clones = [_number(reply, id) for id in reply.all("clone")]
+                error.statuses = reply.statuses()
+            raise error
         raise Failed(f"{call}: {kind}: {text}")
     return fields
 

@@ -14,7 +14,7 @@ import java.nio.charset.StandardCharsets;
 /** One call: one connection, one line each way. */
 final class Call {
     static final int LONGEST_LINE = 1 << 20;
-    private static final double LONGEST_WAIT = 1e9;
+    private static final double LONGEST_WAIT = 1e6;
 
     private final String name;
     private final ByteArrayOutputStream request = new ByteArrayOutputStream();
@@ -34,7 +34,7 @@ final class Call {
         }
         request.writeBytes((" " + key + "=").getBytes(StandardCharsets.UTF_8));
         for (byte b : value.getBytes(StandardCharsets.UTF_8)) {
-            if ((b >= 0 && b <= ' ') || b == '%' || b == 0x7f) {
+            if (b <= ' ' || b == '%' || b == 0x7f) { // a negative byte is beyond ASCII
                 request.writeBytes(String.format("%%%02X", b).getBytes(StandardCharsets.UTF_8));
             } else {
                 request.write(b);

@@ -5,6 +5,8 @@ import java.io.ByteArrayOutputStream;
 import java.nio.charset.StandardCharsets;
 import java.util.ArrayList;
 import java.util.List;
+import java.util.Map;
+import java.util.TreeMap;
 
 /** The fields of a reply that is ok. */
 final class Reply {
@@ -34,6 +36,9 @@ final class Reply {
             throw garbled("an error without kind or text");
         }
         String kind = text("kind");
+        if (kind.equals("lost")) {
+            throw new LostException(call + ": " + text("text"), all("clone").stream().map(this::number).toList(), statuses());
+        }
         for (Kind known : Kind.values()) {
             if (known.toString().equals(kind)) {
                 throw new SFException(known, call + ": " + text("text"));
@@ -107,6 +112,15 @@ final class Reply {
         } catch (NumberFormatException e) {
             throw garbled("a number out of range: " + text);
         }
+    }
+
+    Map<Integer, Integer> statuses() {
+        Map<Integer, Integer> statuses = new TreeMap<>();
+        for (String text : all("status")) {
+            String[] parts = parts(text, 2);
+            statuses.put(number(parts[0]), number(parts[1]));
+        }
+        return statuses;
     }
 
     int id() {

@@ -4,7 +4,6 @@ import io.github.mpirunsf.SFException.Kind;
 import java.util.ArrayList;
 import java.util.List;
 import java.util.Map;
-import java.util.TreeMap;
 
 /**
  * The VM fork API of the SnowFlock paper (table I).
@@ -146,11 +145,11 @@ public final class SF {
     }
 
     /**
-     * Waits until all clones of the ticket have called exit (table I), at most timeout seconds, or
+     * Waits until all clones of the ticket have called exit (table I), at most timeout seconds (up to 1e6), or
      * for ever if it is negative. Returns the status of each clone by its id, ordered; then the
      * clones are gone and the ticket is discarded.
      *
-     * <p>Kinds: lost (a clone died without exit), timeout (the ticket stays), unknown (joined or killed
+     * <p>Kinds: lost (a clone died without exit; a {@link LostException}), timeout (the ticket stays), unknown (joined or killed
      * before), refused, killed.
      */
     public static Map<Integer, Integer> join(Ticket ticket, double timeout) {
@@ -159,12 +158,7 @@ public final class SF {
             call.seconds("timeout", timeout);
         }
         Reply reply = call.vm(ticket.vm()).answer();
-        Map<Integer, Integer> statuses = new TreeMap<>();
-        for (String text : reply.all("status")) {
-            String[] parts = reply.parts(text, 2);
-            statuses.put(reply.number(parts[0]), reply.number(parts[1]));
-        }
-        return statuses;
+        return reply.statuses();
     }
 
     /**

@@ -3,7 +3,7 @@ package io.github.mpirunsf;
 import java.util.Locale;
 
 /** What every call of {@link SF} throws when it fails. */
-public final class SFException extends RuntimeException {
+public class SFException extends RuntimeException {
     private static final long serialVersionUID = 1L;
 
     /** What went wrong, in one word of the protocol. */
