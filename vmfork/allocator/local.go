@@ -1,159 +1,231 @@
-// Package allocator decides how many clones a machine can carry.
-//
-// Memory is a hard limit, accounted before anything starts: a job's clones may
-// all dirty all of their RAM, so all of it is reserved. Cores are soft: more
-// virtual CPUs than cores run, only slower.
-//
-// A reservation is a file with a lock, in a folder that the machine's jobs
-// share. The lock goes with the process that holds it, so a reservation whose
-// job was killed counts for nothing and is removed by the next job that looks.
 package allocator
 
 import (
-	"bufio"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"os"
 	"path/filepath"
 	"runtime"
-	"strconv"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
 
-// Overhead is what a clone's hypervisor takes besides the clone's RAM, in
-// bytes: QEMU 7.2 without a guest has some 30 MB of its own.
-const Overhead = 40 << 20
+// lockWait is how long Reserve and Clean wait for others that look and reserve,
+// which takes each of them milliseconds.
+const lockWait = 10 * time.Second
 
 // Local allocates on this machine.
 type Local struct {
 	Dir string // where the jobs of this machine keep their reservations
 }
 
-// Demand is what a job asks for.
-type Demand struct {
-	Clones int   // n
-	VCPUs  int   // of each clone
-	Memory int64 // of each clone, bytes
-	Strict bool  // cores are a hard limit too
-}
-
-// Grant is what it gets: m ≤ n clones, and the numbers behind that.
-type Grant struct {
-	Clones int
-	Cores  int   // of this machine
-	Free   int64 // bytes that could be given to clones
-	Each   int64 // bytes that a clone takes, overhead included
-
-	file *os.File
-}
-
 // reservation is the content of a reservation's file.
 type reservation struct {
-	PID    int   `json:"pid"`
-	Memory int64 `json:"memory"`
+	Job    string `json:"job"`
+	PID    int    `json:"pid"`
+	Memory int64  `json:"memory"` // bytes, of all clones
+	VCPUs  int    `json:"vcpus"`  // of all clones
 }
 
 // Reserve grants as many clones as fit and reserves their memory until
-// [Grant.Release] or the end of the process.
+// [Grant.Release] or the end of the process. A job may make many reservations;
+// a grant of no clones reserves nothing. The job's name is part of a file's.
 func (l Local) Reserve(job string, d Demand) (*Grant, error) {
-	if d.Clones < 1 || d.VCPUs < 1 || d.Memory <= 0 {
-		return nil, fmt.Errorf("reserve memory: %d clones of %d virtual CPUs and %d bytes is not a demand", d.Clones, d.VCPUs, d.Memory)
-	}
-	if err := os.MkdirAll(l.Dir, 0o755); err != nil {
-		return nil, fmt.Errorf("reserve memory: %w", err)
-	}
-	// One at a time looks and reserves.
-	all, err := lock(l.Dir, os.O_RDONLY, unix.LOCK_EX)
+	g, err := l.reserve(job, d)
 	if err != nil {
 		return nil, fmt.Errorf("reserve memory: %w", err)
 	}
-	defer all.Close()
-	available, err := available()
-	if err != nil {
-		return nil, fmt.Errorf("reserve memory: %w", err)
-	}
-	reserved, err := l.reserved()
-	if err != nil {
-		return nil, fmt.Errorf("reserve memory: %w", err)
-	}
-	g := &Grant{Cores: runtime.NumCPU(), Free: max(0, available-reserved), Each: d.Memory + Overhead}
-	g.Clones = int(min(int64(d.Clones), g.Free/g.Each))
-	if d.Strict {
-		g.Clones = min(g.Clones, g.Cores/d.VCPUs)
-	}
-	if g.Clones == 0 {
-		return g, nil
-	}
-	f, err := lock(filepath.Join(l.Dir, job+".job"), os.O_RDWR|os.O_CREATE, unix.LOCK_EX|unix.LOCK_NB)
-	if err != nil {
-		return nil, fmt.Errorf("reserve memory: %w", err)
-	}
-	if err := json.NewEncoder(f).Encode(reservation{os.Getpid(), int64(g.Clones) * g.Each}); err != nil {
-		f.Close()
-		return nil, fmt.Errorf("reserve memory: %w", err)
-	}
-	g.file = f
 	return g, nil
 }
 
-// Release gives the memory back. It may be called more than once.
-func (g *Grant) Release() {
-	if g.file != nil {
-		os.Remove(g.file.Name())
-		g.file.Close()
-		g.file = nil
+func (l Local) reserve(job string, d Demand) (*Grant, error) {
+	if err := d.check(); err != nil {
+		return nil, err
 	}
+	if job == "" || job != filepath.Base(job) || strings.HasPrefix(job, ".") {
+		return nil, fmt.Errorf("%q cannot be the name of a job", job)
+	}
+	if err := os.MkdirAll(l.Dir, 0o755); err != nil {
+		return nil, err
+	}
+	folder, err := l.lock()
+	if err != nil {
+		return nil, err
+	}
+	defer folder.Close()
+	available, err := available()
+	if err != nil {
+		return nil, err
+	}
+	all, err := l.living()
+	if err != nil {
+		return nil, err
+	}
+	var reserved int64
+	cores := runtime.NumCPU()
+	left := math.MaxInt
+	if d.Strict {
+		left = cores
+	}
+	for _, r := range all {
+		reserved += r.Memory
+		if d.Strict && r.Job == job {
+			left -= r.VCPUs
+		}
+	}
+	g := &Grant{Cores: cores, Free: max(0, available-reserved), Each: d.Memory + Overhead}
+	g.VCPUs = d.divide(g.Free/g.Each, left)
+	g.Clones = len(g.VCPUs)
+	if g.Clones == 0 {
+		return g, nil
+	}
+	r := reservation{Job: job, PID: os.Getpid(), Memory: int64(g.Clones) * g.Each}
+	for _, n := range g.VCPUs {
+		r.VCPUs += n
+	}
+	f, err := l.enter(r)
+	if err != nil {
+		return nil, err
+	}
+	g.file.Store(f)
+	return g, nil
 }
 
-// reserved adds up what living jobs have reserved, and removes what dead ones
-// left.
-func (l Local) reserved() (int64, error) {
-	files, err := filepath.Glob(filepath.Join(l.Dir, "*.job"))
-	if err != nil {
-		return 0, err
-	}
-	var sum int64
-	for _, path := range files {
-		f, err := lock(path, os.O_RDONLY, unix.LOCK_SH|unix.LOCK_NB)
-		if err == nil { // nobody holds it
-			os.Remove(path)
-			f.Close()
-			continue
-		}
-		data, err := os.ReadFile(path)
-		if errors.Is(err, os.ErrNotExist) {
+// enter writes a reservation, under the first serial that is free. The caller
+// holds the folder's lock.
+func (l Local) enter(r reservation) (*os.File, error) {
+	for serial := 1; ; serial++ {
+		path := filepath.Join(l.Dir, fmt.Sprintf("%s.%d.job", r.Job, serial))
+		f, err := lock(path, os.O_RDWR|os.O_CREATE|os.O_EXCL, unix.LOCK_EX|unix.LOCK_NB)
+		if errors.Is(err, os.ErrExist) {
 			continue
 		}
 		if err != nil {
-			return 0, err
+			return nil, err
 		}
-		var r reservation
-		if err := json.Unmarshal(data, &r); err != nil {
-			return 0, fmt.Errorf("read %s: %w", path, err)
+		if err := json.NewEncoder(f).Encode(r); err != nil {
+			os.Remove(path)
+			f.Close()
+			return nil, err
 		}
-		sum += r.Memory
+		return f, nil
 	}
-	return sum, nil
 }
 
-// Clean removes what dead jobs left and says how many that were.
+// living reads the reservations of living processes, and removes what dead ones
+// left. The caller holds the folder's lock.
+func (l Local) living() ([]reservation, error) {
+	paths, err := l.files()
+	if err != nil {
+		return nil, err
+	}
+	var all []reservation
+	for _, path := range paths {
+		f, err := os.Open(path)
+		if errors.Is(err, os.ErrNotExist) {
+			continue // released just now
+		}
+		if err != nil {
+			return nil, err
+		}
+		r, err := examine(f)
+		f.Close()
+		if err != nil {
+			return nil, fmt.Errorf("read %s: %w", path, err)
+		}
+		if r != nil {
+			all = append(all, *r)
+		}
+	}
+	return all, nil
+}
+
+// examine returns nothing where nobody holds the reservation.
+func examine(f *os.File) (*reservation, error) {
+	err := unix.Flock(int(f.Fd()), unix.LOCK_SH|unix.LOCK_NB)
+	if err == nil {
+		if err := os.Remove(f.Name()); !errors.Is(err, os.ErrNotExist) {
+			return nil, err
+		}
+		return nil, nil // released just now
+	}
+	if !errors.Is(err, unix.EWOULDBLOCK) {
+		return nil, fmt.Errorf("look whether it is locked: %w", err)
+	}
+	text, err := io.ReadAll(f)
+	if err != nil {
+		return nil, err
+	}
+	return parseReservation(text)
+}
+
+func parseReservation(text []byte) (*reservation, error) {
+	var r reservation
+	if err := json.Unmarshal(text, &r); err != nil {
+		return nil, err
+	}
+	if r.Memory < 0 || r.Memory > maxMemory || r.VCPUs < 0 || r.VCPUs > math.MaxInt32 {
+		return nil, fmt.Errorf("%d bytes and %d virtual CPUs are not a reservation", r.Memory, r.VCPUs)
+	}
+	return &r, nil
+}
+
+// Clean removes what dead jobs left and says how many reservations that were.
 func (l Local) Clean() (int, error) {
-	files, err := filepath.Glob(filepath.Join(l.Dir, "*.job"))
+	n, err := l.clean()
+	if err != nil {
+		return 0, fmt.Errorf("clean up reservations: %w", err)
+	}
+	return n, nil
+}
+
+func (l Local) clean() (int, error) {
+	folder, err := l.lock()
+	if errors.Is(err, os.ErrNotExist) {
+		return 0, nil
+	}
 	if err != nil {
 		return 0, err
 	}
-	if len(files) == 0 {
-		return 0, nil
-	}
-	if _, err := l.reserved(); err != nil {
+	defer folder.Close()
+	before, err := l.files()
+	if err != nil {
 		return 0, err
 	}
-	left, err := filepath.Glob(filepath.Join(l.Dir, "*.job"))
-	return len(files) - len(left), err
+	all, err := l.living()
+	return len(before) - len(all), err
+}
+
+func (l Local) files() ([]string, error) {
+	entries, err := os.ReadDir(l.Dir)
+	if err != nil {
+		return nil, err
+	}
+	var paths []string
+	for _, entry := range entries {
+		if strings.HasSuffix(entry.Name(), ".job") {
+			paths = append(paths, filepath.Join(l.Dir, entry.Name()))
+		}
+	}
+	return paths, nil
+}
+
+// lock waits until nobody else looks and reserves.
+func (l Local) lock() (*os.File, error) {
+	for deadline := time.Now().Add(lockWait); ; time.Sleep(2 * time.Millisecond) {
+		f, err := lock(l.Dir, os.O_RDONLY, unix.LOCK_EX|unix.LOCK_NB)
+		if !errors.Is(err, unix.EWOULDBLOCK) {
+			return f, err
+		}
+		if time.Now().After(deadline) {
+			return nil, fmt.Errorf("wait %v for others that reserve memory: %w; see who has %s open", lockWait, err, l.Dir)
+		}
+	}
 }
 
 func lock(path string, flags, how int) (*os.File, error) {
@@ -166,28 +238,4 @@ func lock(path string, flags, how int) (*os.File, error) {
 		return nil, fmt.Errorf("lock %s: %w", path, err)
 	}
 	return f, nil
-}
-
-// available is the kernel's estimate of what can be used without swapping.
-func available() (int64, error) {
-	f, err := os.Open("/proc/meminfo")
-	if err != nil {
-		return 0, err
-	}
-	defer f.Close()
-	return parseAvailable(f)
-}
-
-func parseAvailable(r io.Reader) (int64, error) {
-	in := bufio.NewScanner(r)
-	for in.Scan() {
-		if rest, ok := strings.CutPrefix(in.Text(), "MemAvailable:"); ok {
-			kb, err := strconv.ParseInt(strings.TrimSuffix(strings.TrimSpace(rest), " kB"), 10, 64)
-			if err != nil || kb < 0 || kb > 1<<50 {
-				return 0, fmt.Errorf("read /proc/meminfo: %q is not a size", rest)
-			}
-			return kb << 10, nil
-		}
-	}
-	return 0, errors.New("read /proc/meminfo: it has no MemAvailable")
 }
