@@ -26,6 +26,9 @@ import (
 const agentMark = "MPIRUN_SF_TEST_AGENT"
 
 func TestMain(m *testing.M) {
+	if os.Getenv(cloneMark) != "" {
+		beTestClone()
+	}
 	if os.Getenv(agentMark) == "" {
 		os.Exit(m.Run())
 	}
