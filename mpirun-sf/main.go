@@ -39,6 +39,9 @@ type exitStatus int
 func (s exitStatus) Error() string { return fmt.Sprintf("exit status %d", int(s)) }
 
 func run(args []string) int {
+	if args, ok := asSF(args); ok {
+		return sfMain(args, os.Stdout, os.Stderr)
+	}
 	app := launcherApp()
 	if len(args) > 1 && isCommand(args[1]) {
 		app = commandsApp()

@@ -15,6 +15,7 @@ var (
 	ErrResources   = api.ErrResources   // not a single clone can be granted
 	ErrFailed      = api.ErrFailed      // the fork failed; the text says where, a hook by name
 	ErrLost        = api.ErrLost        // a clone ended without Exit; see [LostError]
+	ErrTimeout     = api.ErrTimeout     // not all clones have ended
 	ErrKilled      = api.ErrKilled      // the ticket was killed meanwhile
 	ErrCloned      = api.ErrCloned      // this copy of the caller is in a clone that somebody else's fork made
 	ErrVersion     = api.ErrVersion     // agent and daemon do not fit

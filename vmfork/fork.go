@@ -136,23 +136,35 @@ func (m Machine) Exit(status int) error {
 // without it, the error is a [*LostError], and the statuses are of the others.
 // If ctx ends first, the ticket stays, and can be joined again.
 func (m Machine) Join(ctx context.Context, t Ticket) (statuses map[int]int, err error) {
-	reply, err := m.do(ctx, m.request(api.Join, "ticket", t.ID))
-	what := "join ticket " + t.ID
-	if err != nil && !errors.Is(err, ErrLost) {
-		return nil, fmt.Errorf("%s: %w", what, err)
-	}
-	statuses, malformed := reply.Statuses()
-	if malformed != nil {
-		return nil, fmt.Errorf("%s: %w", what, malformed)
-	}
-	if err != nil {
-		lost := &LostError{Statuses: statuses, err: fmt.Errorf("%s: %w", what, err)}
-		if lost.Clones, malformed = reply.Lost(); malformed != nil {
-			return nil, fmt.Errorf("%s: %w", what, malformed)
+	return m.join(ctx, m.request(api.Join, "ticket", t.ID), t.ID)
+}
+
+// TryJoin is [Machine.Join] for those who do not want to wait: it fails with
+// [ErrTimeout] if not all clones have ended, and the ticket stays.
+func (m Machine) TryJoin(ctx context.Context, t Ticket) (statuses map[int]int, err error) {
+	return m.join(ctx, m.request(api.Join, "ticket", t.ID, "timeout", "0"), t.ID)
+}
+
+func (m Machine) join(ctx context.Context, r api.Request, id string) (map[int]int, error) {
+	reply, failed := m.do(ctx, r)
+	if failed != nil {
+		failed = fmt.Errorf("join ticket %s: %w", id, failed)
+		if !errors.Is(failed, ErrLost) {
+			return nil, failed
 		}
-		return statuses, lost
 	}
-	return statuses, nil
+	statuses, err := reply.Statuses()
+	if err != nil {
+		return nil, fmt.Errorf("join ticket %s: %w", id, err)
+	}
+	if failed == nil {
+		return statuses, nil
+	}
+	lost, err := reply.Lost()
+	if err != nil {
+		return nil, fmt.Errorf("join ticket %s: %w", id, err)
+	}
+	return statuses, &LostError{Clones: lost, Statuses: statuses, err: failed}
 }
 
 // Kill ends all clones of a ticket at once, and discards it (table I). What

@@ -95,6 +95,11 @@ func Join(ctx context.Context, t Ticket) (statuses map[int]int, err error) {
 	return Machine{}.Join(ctx, t)
 }
 
+// TryJoin is [Machine.TryJoin] of the caller's own machine.
+func TryJoin(ctx context.Context, t Ticket) (statuses map[int]int, err error) {
+	return Machine{}.TryJoin(ctx, t)
+}
+
 // Kill is [Machine.Kill] of the caller's own machine.
 func Kill(ctx context.Context, t Ticket) error { return Machine{}.Kill(ctx, t) }
 

@@ -142,11 +142,17 @@ func TestJoinTellsWhoIsLost(t *testing.T) {
 func TestContextsEndWaiting(t *testing.T) {
 	s, ctx := start(t)
 	gone := make(chan bool, 1)
-	s.On(api.Join, func(ctx context.Context, _ api.Request) api.Reply {
+	s.On(api.Join, func(ctx context.Context, r api.Request) api.Reply {
+		if limit, ok := r.Timeout(); ok && limit == 0 {
+			return api.Fail(api.KindTimeout, "2 clones have not ended")
+		}
 		<-ctx.Done()
 		gone <- true
 		return api.Fail(api.KindTimeout, "")
 	})
+	if _, err := vmfork.TryJoin(ctx, vmfork.Ticket{ID: "t1"}); !errors.Is(err, vmfork.ErrTimeout) || !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("%v", err)
+	}
 	soon, cancel := context.WithTimeout(ctx, 20*time.Millisecond)
 	defer cancel()
 	if _, err := vmfork.Join(soon, vmfork.Ticket{ID: "t1"}); !errors.Is(err, context.DeadlineExceeded) {
