@@ -77,7 +77,8 @@ func count(n int) []int {
 // A sender sends numbered frames until it is stopped, which says how many they were.
 type sender struct{ quit, sent chan int }
 
-func newSender(t *testing.T, plug *os.File, to, from net.HardwareAddr) *sender {
+// It pauses after each so many, for what would fill every queue tells nothing.
+func newSender(t *testing.T, plug *os.File, to, from net.HardwareAddr, burst int) *sender {
 	s := &sender{make(chan int), make(chan int)}
 	go func() {
 		for i := 0; ; i++ {
@@ -90,8 +91,8 @@ func newSender(t *testing.T, plug *os.File, to, from net.HardwareAddr) *sender {
 			if _, err := plug.Write(numbered(to, from, i)); err != nil {
 				t.Errorf("send: %v", err)
 			}
-			if i%8 == 0 {
-				time.Sleep(50 * time.Microsecond) // what a guest could do, not what would fill every queue
+			if i%burst == 0 {
+				time.Sleep(50 * time.Microsecond)
 			}
 		}
 	}()
@@ -115,7 +116,7 @@ func TestHandOverLosesNoFrame(t *testing.T) {
 	}
 	for range 8 {
 		next := spare(t, n, 2)
-		s := newSender(t, from, n.plan.MAC(2), n.plan.MAC(1))
+		s := newSender(t, from, n.plan.MAC(2), n.plan.MAC(1), 256)
 		old := read(current)
 		time.Sleep(20 * time.Millisecond)
 		begin := time.Now()
@@ -180,6 +181,39 @@ func TestRetireMovesWhatNobodyRead(t *testing.T) {
 	}
 	if got := drain(t, from); !slices.Contains(got, 21) {
 		t.Errorf("after Down and Up: the other received %v", got)
+	}
+}
+
+// Nobody reads while a fork succeeds, or fails, in the middle of traffic.
+func TestFramesAreMovedInTraffic(t *testing.T) {
+	for _, name := range []string{"Retire", "HandBack"} {
+		t.Run(name, func(t *testing.T) {
+			n := create(t)
+			from, old := addTap(t, n, 1), addTap(t, n, 2)
+			up(t, n, 1, 2)
+			next := spare(t, n, 2)
+			s := newSender(t, from, n.plan.MAC(2), n.plan.MAC(1), 64)
+			time.Sleep(10 * time.Millisecond)
+			must(t, n.HandOver(2))
+			time.Sleep(10 * time.Millisecond)
+			heir := next
+			if name == "Retire" {
+				must(t, n.Retire(2))
+			} else {
+				must(t, n.HandBack(2))
+				heir = old
+			}
+			sent := s.stop()
+			got := drain(t, heir)
+			moved := !slices.IsSorted(got)
+			slices.Sort(got)
+			if !slices.Equal(got, count(sent)) {
+				t.Errorf("sent %d frames, received %d", sent, len(got))
+			}
+			if !moved {
+				t.Errorf("of %d frames none was moved", sent)
+			}
+		})
 	}
 }
 
