@@ -41,10 +41,12 @@ func assume(ctx context.Context, id Identity) error {
 			return fmt.Errorf("write %s: %w", path, err)
 		}
 	}
-	if err := network.Configure(ctx, id.Network); err != nil {
-		return err
+	if id.VCPUs > 0 {
+		if err := setOnline(id.VCPUs); err != nil {
+			return err
+		}
 	}
-	return runHooks(ctx, id)
+	return network.Configure(ctx, id.Network)
 }
 
 // reseed makes the kernel's random generator forget what it had in common with
@@ -73,6 +75,21 @@ func reseed(seed []byte) error {
 	return nil
 }
 
+// addHosts appends to /etc/hosts who has come.
+func addHosts(members []network.Member) error {
+	f, err := os.OpenFile(ownFiles["/etc/hosts"], os.O_WRONLY|os.O_APPEND, 0)
+	if err != nil {
+		return fmt.Errorf("write /etc/hosts: %w", err)
+	}
+	defer f.Close()
+	for _, m := range members {
+		if _, err := fmt.Fprintf(f, "%s %s\n", m.IP, m.Name); err != nil {
+			return fmt.Errorf("write /etc/hosts: %w", err)
+		}
+	}
+	return nil
+}
+
 func hosts(id Identity) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "127.0.0.1 localhost\n%s %s\n", id.Network.Address.Addr(), id.Name)
@@ -85,7 +102,8 @@ func hosts(id Identity) string {
 }
 
 // hookDir holds executables of the guest's image that run in every clone
-// before its first process, in the order of their names.
+// before its first process goes on, in the order of their names (the paper's
+// callback that mounts NFS again, section 3.9.2).
 const hookDir = "/etc/mpirun-sf/post-clone.d"
 
 // hookLimit is how long one hook may take.
@@ -98,7 +116,10 @@ func runHooks(ctx context.Context, id Identity) error {
 		cmd := exec.Command(h)
 		cmd.Env = []string{
 			"PATH=/usr/sbin:/usr/bin:/sbin:/bin",
+			fmt.Sprintf("SF_ID=%d", id.Clone),
 			fmt.Sprintf("SF_CLONE_ID=%d", id.Clone),
+			fmt.Sprintf("SF_MEMBER=%d", id.Member),
+			"SF_NAME=" + id.Name,
 			"SF_TICKET=" + id.Ticket,
 			"SF_IP=" + id.Network.Address.Addr().String(),
 		}

@@ -14,7 +14,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/mpirun-sf/mpirun-sf/vmfork/guest"
-	"github.com/mpirun-sf/mpirun-sf/vmfork/hypervisor/qemu"
 	"github.com/mpirun-sf/mpirun-sf/vmfork/network"
 )
 
@@ -49,7 +48,15 @@ func boot() error {
 	if err := loadModules(guest.ModulesList); err != nil {
 		return err
 	}
-	channel, err := openChannel()
+	control, err := findPort(ControlPort)
+	if err != nil {
+		return err
+	}
+	data, err := findPort(DataPort)
+	if err != nil {
+		return err
+	}
+	program, err := keepProgram()
 	if err != nil {
 		return err
 	}
@@ -59,11 +66,14 @@ func boot() error {
 	if err := prepareRoot(); err != nil {
 		return err
 	}
+	if err := program.show(); err != nil {
+		return err
+	}
 	if err := network.LoopbackUp(); err != nil {
 		return err
 	}
 	warm([]string{"/lib", "/lib64", "/usr/lib", "/usr/lib64", "/usr/local/lib"})
-	return serve(channel)
+	return serve(control, data)
 }
 
 func loadModules(list string) error {
@@ -86,24 +96,25 @@ func loadModules(list string) error {
 	return nil
 }
 
-// openChannel finds the agent's serial port by its name.
-func openChannel() (*os.File, error) {
+// The agent's serial ports: orders, and the session.
+const (
+	ControlPort = "mpirun-sf.control"
+	DataPort    = "mpirun-sf.data"
+)
+
+// findPort returns the device of a serial port.
+func findPort(port string) (string, error) {
 	deadline := time.Now().Add(10 * time.Second)
 	for {
 		names, _ := filepath.Glob("/sys/class/virtio-ports/*/name")
 		for _, n := range names {
 			b, err := os.ReadFile(n)
-			if err == nil && strings.TrimSpace(string(b)) == qemu.PortName {
-				dev := "/dev/" + filepath.Base(filepath.Dir(n))
-				f, err := os.OpenFile(dev, os.O_RDWR, 0)
-				if err != nil {
-					return nil, fmt.Errorf("open the channel to the host: %w", err)
-				}
-				return f, nil
+			if err == nil && strings.TrimSpace(string(b)) == port {
+				return "/dev/" + filepath.Base(filepath.Dir(n)), nil
 			}
 		}
 		if time.Now().After(deadline) {
-			return nil, errors.New("open the channel to the host: waited 10 s for the serial port " + qemu.PortName)
+			return "", errors.New("find the way to the host: waited 10 s for the serial port " + port)
 		}
 		time.Sleep(5 * time.Millisecond)
 	}

@@ -2,7 +2,6 @@ package agent
 
 import (
 	"bufio"
-	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -16,7 +15,7 @@ import (
 
 // version of the protocol between host and agent. The agent in a checkpoint
 // is the program that made it, so a mismatch means a stale checkpoint.
-const version = 1
+const version = 2
 
 // ready is what the agent writes when the guest is up, before it waits to
 // become a clone.
@@ -36,17 +35,30 @@ type User struct {
 // Identity is all that tells one clone from another. It is a secret: Seed is
 // the clone's randomness.
 type Identity struct {
-	Clone     int                 `json:"clone"`  // 1…m
-	Ticket    string              `json:"ticket"` // the ticket's id
-	Name      string              `json:"name"`   // its host name
+	Clone     int                 `json:"clone"`            // 1…m, its id in the ticket; 0 is a VM that is nobody's clone
+	Ticket    string              `json:"ticket,omitempty"` // the ticket's id
+	Member    int                 `json:"member"`           // its number on the private network
+	Name      string              `json:"name"`             // its host name
+	Host      string              `json:"host"`             // the machine that carries it
+	VCPUs     int                 `json:"vcpus"`            // to be online; 0 leaves them as they are
 	Network   network.GuestConfig `json:"network"`
 	Seed      []byte              `json:"seed"` // 64 random bytes for the kernel's generator
 	Time      time.Time           `json:"time"` // the host's clock
 	BootID    string              `json:"boot_id"`
 	MachineID string              `json:"machine_id"`
+	// Session is what the agent writes first on the data port: before it lies
+	// what the VM that was cloned had still to say.
+	Session []byte `json:"session"`
+	Fork    Fork   `json:"fork"`
 }
 
-// answer closes the handshake and begins every stream's reply.
+// Fork says which call made this clone.
+type Fork struct {
+	Call       string `json:"call,omitempty"`       // as forwarded with the call that asked for it; "" when no process of this VM did
+	Checkpoint string `json:"checkpoint,omitempty"` // the checkpoint that it was made of, "" for a direct clone
+}
+
+// answer begins every stream's reply.
 type answer struct {
 	Error string `json:"error,omitempty"`
 }
@@ -92,6 +104,7 @@ type Command struct {
 	User User     `json:"user"`
 	PMI  bool     `json:"pmi,omitempty"` // give it a PMI_FD of the clone's proxy
 	UCX  bool     `json:"ucx,omitempty"` // preload UCX's progress into PMI waits
+	TTY  *TTY     `json:"tty,omitempty"` // give it a terminal
 }
 
 // Stdio is one standard stream (0, 1 or 2) of a process to come. A process
@@ -103,7 +116,8 @@ type Stdio struct {
 
 // control is a line to a running process's stream.
 type control struct {
-	Signal int `json:"signal"` // sent to the process group
+	Signal int   `json:"signal,omitempty"` // sent to the process group
+	Resize *Size `json:"resize,omitempty"` // of its terminal
 }
 
 // Exit is how a process ended: by Status, or by Signal when that is not 0.
@@ -112,40 +126,6 @@ type Exit struct {
 	Signal int    `json:"signal,omitempty"`
 	Core   bool   `json:"core,omitempty"`
 	Error  string `json:"error,omitempty"` // it was lost rather than ended
-}
-
-// readMessage reads one message of the handshake: its length in four bytes,
-// high first, and JSON. It reads nothing of what follows, in two reads, for a
-// read of the channel is a system call and a device's work.
-func readMessage(r io.Reader, v any) error {
-	var size [4]byte
-	if _, err := io.ReadFull(r, size[:]); err != nil {
-		return err
-	}
-	n := binary.BigEndian.Uint32(size[:])
-	if n > maxLine {
-		return fmt.Errorf("read a message: %d bytes are too many", n)
-	}
-	data := make([]byte, n)
-	if _, err := io.ReadFull(r, data); err != nil {
-		if errors.Is(err, io.EOF) {
-			err = io.ErrUnexpectedEOF
-		}
-		return fmt.Errorf("read a message: %w", err)
-	}
-	if err := json.Unmarshal(data, v); err != nil {
-		return fmt.Errorf("read a message: %w", err)
-	}
-	return nil
-}
-
-func writeMessage(w io.Writer, v any) error {
-	data, err := json.Marshal(v)
-	if err != nil {
-		return err
-	}
-	_, err = w.Write(append(binary.BigEndian.AppendUint32(nil, uint32(len(data))), data...))
-	return err
 }
 
 // readLine reads one line of JSON into v, byte-exact: what follows the line

@@ -9,58 +9,38 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
-	"time"
 
 	"github.com/hashicorp/yamux"
 	"golang.org/x/sys/unix"
 
 	"github.com/mpirun-sf/mpirun-sf/pmi"
-	"github.com/mpirun-sf/mpirun-sf/vmfork/share"
 )
 
 // children waits for this guest's processes.
 var children = sync.OnceValue(newReaper)
 
-// identityLimit is how long a clone may take to become itself, hooks included.
-const identityLimit = 2 * time.Minute
-
-// serve says that the guest is up, and from there on runs in clones only.
-func serve(channel *os.File) error {
-	if _, err := io.WriteString(channel, ready); err != nil {
-		return fmt.Errorf("tell the host that the guest is up: %w", err)
-	}
-	// Here the checkpoint is taken: the read below returns in a clone.
-	var id Identity
-	if err := readMessage(channel, &id); err != nil {
-		return fmt.Errorf("wait for an identity: %w", err)
-	}
-	ctx, cancel := context.WithTimeout(context.Background(), identityLimit)
-	err := assume(ctx, id)
-	cancel()
-	var a answer
-	if err != nil {
-		a.Error = err.Error()
-	}
-	if err := writeMessage(channel, a); err != nil {
-		return fmt.Errorf("answer the host: %w", err)
-	}
-	if err != nil {
-		return err
-	}
-	return Serve(channel)
-}
-
 // Serve answers what the host asks of a clone, until the channel breaks, which
 // is its error. It waits for all children of the process: it is for a process
 // that has no others, as a guest's init.
 func Serve(channel io.ReadWriteCloser) error {
+	c, err := newClone(channel)
+	if err != nil {
+		return err
+	}
+	return c.serve()
+}
+
+func newClone(channel io.ReadWriteCloser) (*clone, error) {
 	mux, err := yamux.Server(channel, MuxConfig())
 	if err != nil {
-		return fmt.Errorf("begin a session with the host: %w", err)
+		return nil, fmt.Errorf("begin a session with the host: %w", err)
 	}
-	c := &clone{stdio: map[stdioKey]*stream{}}
+	return &clone{mux: mux, stdio: map[stdioKey]*stream{}}, nil
+}
+
+func (c *clone) serve() error {
 	for {
-		conn, err := mux.AcceptStream()
+		conn, err := c.mux.AcceptStream()
 		if err != nil {
 			return fmt.Errorf("serve the host: %w", err)
 		}
@@ -70,6 +50,8 @@ func Serve(channel io.ReadWriteCloser) error {
 
 // clone is the state of the agent in a clone.
 type clone struct {
+	mux *yamux.Session
+
 	mu    sync.Mutex // guards all below
 	stdio map[stdioKey]*stream
 	proxy *pmi.Proxy
@@ -93,7 +75,7 @@ func (c *clone) handle(st *stream) {
 	var err error
 	switch {
 	case r.Mount != nil:
-		err = mount(*r.Mount)
+		err = shares.mount(*r.Mount)
 	case r.Place != nil:
 		err = place(*r.Place)
 	case r.Stdio != nil:
@@ -140,18 +122,6 @@ func (c *clone) keepStdio(s Stdio, st *stream) error {
 	}
 	c.stdio[key] = st
 	return nil
-}
-
-// mountLimit is how long the host may take to answer a clone's mount.
-const mountLimit = 30 * time.Second
-
-func mount(m share.Mounting) error {
-	if err := os.MkdirAll(m.Target, 0o755); err != nil {
-		return err
-	}
-	ctx, cancel := context.WithTimeout(context.Background(), mountLimit)
-	defer cancel()
-	return share.Mount(ctx, m)
 }
 
 func place(p Place) error {

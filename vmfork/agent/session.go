@@ -15,57 +15,32 @@ import (
 	"github.com/mpirun-sf/mpirun-sf/vmfork/share"
 )
 
-// AwaitReady waits until the agent in a booting guest says that it is up.
-func AwaitReady(ctx context.Context, conn net.Conn) error {
-	stop := context.AfterFunc(ctx, func() { conn.SetReadDeadline(time.Unix(1, 0)) })
-	defer stop()
-	buf := make([]byte, len(ready))
-	if _, err := io.ReadFull(conn, buf); err != nil {
-		if ctx.Err() != nil {
-			err = ctx.Err()
-		}
-		return fmt.Errorf("wait for the guest's agent: %w", err)
-	}
-	if string(buf) != ready {
-		return fmt.Errorf("wait for the guest's agent: it speaks another protocol: %q", buf)
-	}
-	return nil
-}
-
-// Greet gives a fresh clone its identity, and waits until it has taken it on.
-func Greet(ctx context.Context, conn net.Conn, id Identity) error {
-	stop := context.AfterFunc(ctx, func() { conn.SetDeadline(time.Unix(1, 0)) })
-	defer stop()
-	if err := writeMessage(conn, id); err != nil {
-		return fmt.Errorf("give %s its identity: %w", id.Name, err)
-	}
-	var a answer
-	if err := readMessage(conn, &a); err != nil {
-		if ctx.Err() != nil {
-			err = ctx.Err()
-		}
-		return fmt.Errorf("wait for %s to take its identity: %w", id.Name, err)
-	}
-	if err := a.err(); err != nil {
-		return fmt.Errorf("%s could not take its identity: %w", id.Name, err)
-	}
-	return nil
-}
-
-// Session is the host's side of a conversation with the agent in one clone.
+// Session is the host's side of a conversation with the agent in one VM.
 type Session struct {
-	mux *yamux.Session
+	open func() (net.Conn, error)
+	mux  *yamux.Session // nil when the session is somebody else's
 }
 
-// Dial begins a session with a clone that has been greeted. conn is the
-// session's from now on.
+// Dial begins a session with a VM that has its identity. conn is the session's
+// from now on.
 func Dial(conn io.ReadWriteCloser) (*Session, error) {
 	mux, err := yamux.Client(conn, MuxConfig())
 	if err != nil {
 		return nil, fmt.Errorf("begin a session with the guest's agent: %w", err)
 	}
-	return &Session{mux}, nil
+	return &Session{mux.Open, mux}, nil
 }
+
+// Over uses a session that another process has, which relays streams: open
+// opens one.
+func Over(open func() (net.Conn, error)) *Session { return &Session{open, nil} }
+
+// Open opens a stream to the agent, for whoever relays it.
+func (s *Session) Open() (net.Conn, error) { return s.open() }
+
+// Accept waits for a stream that the agent opens: a call of the VM fork
+// protocol. It fails when the session is over.
+func (s *Session) Accept() (net.Conn, error) { return s.mux.Accept() }
 
 // MuxConfig is yamux's for a connection that cannot be lost without being seen
 // to be: a socket pair, or a clone's channel, breaks when its other end goes, and
@@ -80,11 +55,14 @@ func MuxConfig() *yamux.Config {
 	return c
 }
 
-// Close ends the session. The clone's processes are not touched.
-func (s *Session) Close() error { return s.mux.Close() }
-
-// Done is closed when the session is over, by Close or by the clone's end.
-func (s *Session) Done() <-chan struct{} { return s.mux.CloseChan() }
+// Close ends the session, if it is one of this process. The VM's processes are
+// not touched.
+func (s *Session) Close() error {
+	if s.mux == nil {
+		return nil
+	}
+	return s.mux.Close()
+}
 
 // stream is a stream after its first exchange.
 type stream struct {
@@ -95,7 +73,7 @@ type stream struct {
 func (s *stream) Read(p []byte) (int, error) { return s.in.Read(p) }
 
 func (s *Session) ask(ctx context.Context, r request) (*stream, error) {
-	conn, err := s.mux.OpenStream()
+	conn, err := s.open()
 	if err != nil {
 		return nil, err
 	}

@@ -1,0 +1,194 @@
+package agent
+
+import (
+	"context"
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"time"
+
+	"github.com/mpirun-sf/mpirun-sf/vmfork/network"
+)
+
+// The control port carries orders, one at a time, and an answer to each. An
+// order is its kind in one byte, the length of what follows in four, high
+// first, and that. An answer is a length and an error's text; no text is
+// success.
+//
+// Freeze and thaw lie on a parent's pause, right after its memory has become a
+// stranger's to the translator: they must be read and done by very little code.
+const (
+	orderFreeze   = 'f' // stop all processes but the agent
+	orderThaw     = 't' // let them go on; with the host's clock, nanoseconds since 1970, 8 bytes
+	orderIdentity = 'i' // become a clone, while the link is down; with an [Identity] in JSON
+	orderBegin    = 'b' // the link is up: mount again, run hooks, go on
+	orderMembers  = 'm' // others have come; with a list of [network.Member] in JSON
+)
+
+// maxOrder bounds an order: an identity with thousands of members.
+const maxOrder = 4 << 20
+
+func readOrder(r io.Reader) (kind byte, payload []byte, err error) {
+	var head [5]byte
+	if _, err := io.ReadFull(r, head[:]); err != nil {
+		return 0, nil, err
+	}
+	n := binary.BigEndian.Uint32(head[1:])
+	if n > maxOrder {
+		return 0, nil, fmt.Errorf("read an order: %d bytes are too many", n)
+	}
+	if n == 0 {
+		return head[0], nil, nil
+	}
+	payload = make([]byte, n)
+	if _, err := io.ReadFull(r, payload); err != nil {
+		return 0, nil, fmt.Errorf("read an order: %w", unexpected(err))
+	}
+	return head[0], payload, nil
+}
+
+func writeOrder(w io.Writer, kind byte, payload []byte) error {
+	_, err := w.Write(append(binary.BigEndian.AppendUint32([]byte{kind}, uint32(len(payload))), payload...))
+	return err
+}
+
+func readAnswer(r io.Reader) error {
+	var size [4]byte
+	if _, err := io.ReadFull(r, size[:]); err != nil {
+		return err
+	}
+	n := binary.BigEndian.Uint32(size[:])
+	if n > maxOrder {
+		return fmt.Errorf("read an answer: %d bytes are too many", n)
+	}
+	text := make([]byte, n)
+	if _, err := io.ReadFull(r, text); err != nil {
+		return fmt.Errorf("read an answer: %w", unexpected(err))
+	}
+	if n > 0 {
+		return refusal(text)
+	}
+	return nil
+}
+
+// refusal is what the agent says of an order that it could not carry out.
+type refusal string
+
+func (r refusal) Error() string { return string(r) }
+
+func writeAnswer(w io.Writer, err error) error {
+	var text string
+	if err != nil {
+		text = err.Error()
+	}
+	_, err = w.Write(append(binary.BigEndian.AppendUint32(nil, uint32(len(text))), text...))
+	return err
+}
+
+func unexpected(err error) error {
+	if errors.Is(err, io.EOF) {
+		return io.ErrUnexpectedEOF
+	}
+	return err
+}
+
+// Control is the host's side of a guest's control port. Its methods are called
+// one at a time. After an error that is the context's, the port is of no use.
+type Control struct{ conn net.Conn }
+
+// NewControl speaks to the agent behind a control port. conn stays the
+// caller's to close.
+func NewControl(conn net.Conn) *Control { return &Control{conn} }
+
+// AwaitReady waits until the agent in a booting guest says that it is up.
+func (c *Control) AwaitReady(ctx context.Context) error {
+	defer c.bound(ctx)()
+	buf := make([]byte, len(ready))
+	if _, err := io.ReadFull(c.conn, buf); err != nil {
+		return fmt.Errorf("wait for the guest's agent: %w", c.reason(ctx, err))
+	}
+	if string(buf) != ready {
+		return fmt.Errorf("wait for the guest's agent: it speaks another protocol: %q", buf)
+	}
+	return nil
+}
+
+// Freeze stops all processes of the guest but the agent, so that none of them
+// runs in a clone before the clone knows who it is.
+func (c *Control) Freeze(ctx context.Context) error {
+	if err := c.order(ctx, orderFreeze, nil); err != nil {
+		return fmt.Errorf("freeze the guest's processes: %w", err)
+	}
+	return nil
+}
+
+// Thaw lets them go on, and sets the guest's clock, which stood still.
+func (c *Control) Thaw(ctx context.Context) error {
+	if err := c.order(ctx, orderThaw, binary.BigEndian.AppendUint64(nil, uint64(time.Now().UnixNano()))); err != nil {
+		return fmt.Errorf("thaw the guest's processes: %w", err)
+	}
+	return nil
+}
+
+// Identify gives a fresh clone its identity, and waits until it has taken it
+// on. Its link is down meanwhile.
+func (c *Control) Identify(ctx context.Context, id Identity) error {
+	payload, err := json.Marshal(id)
+	if err != nil {
+		return fmt.Errorf("give %s its identity: %w", id.Name, err)
+	}
+	if err := c.order(ctx, orderIdentity, payload); err != nil {
+		return fmt.Errorf("%s could not take its identity: %w", id.Name, err)
+	}
+	return nil
+}
+
+// Begin tells a clone that its link is up: it mounts its shared folders again,
+// runs the post-clone hooks, begins a session, and lets its processes go on.
+func (c *Control) Begin(ctx context.Context) error {
+	return c.order(ctx, orderBegin, nil)
+}
+
+// Members tells a guest of others that have come to its network.
+func (c *Control) Members(ctx context.Context, members []network.Member) error {
+	payload, err := json.Marshal(members)
+	if err == nil {
+		err = c.order(ctx, orderMembers, payload)
+	}
+	if err != nil {
+		return fmt.Errorf("tell a guest of new members: %w", err)
+	}
+	return nil
+}
+
+func (c *Control) order(ctx context.Context, kind byte, payload []byte) error {
+	defer c.bound(ctx)()
+	if err := writeOrder(c.conn, kind, payload); err != nil {
+		return c.reason(ctx, err)
+	}
+	err := readAnswer(c.conn)
+	var said refusal
+	if err != nil && !errors.As(err, &said) {
+		return c.reason(ctx, err)
+	}
+	return err
+}
+
+// bound ends what waits on the connection when the context ends.
+func (c *Control) bound(ctx context.Context) (stop func()) {
+	end := context.AfterFunc(ctx, func() { c.conn.SetDeadline(time.Unix(1, 0)) })
+	return func() { end() }
+}
+
+func (c *Control) reason(ctx context.Context, err error) error {
+	switch {
+	case ctx.Err() != nil:
+		return fmt.Errorf("wait for its agent: %w", ctx.Err())
+	case errors.Is(err, io.EOF), errors.Is(err, net.ErrClosed):
+		return errors.New("the guest is gone")
+	}
+	return err
+}
