@@ -380,7 +380,7 @@ func (j *job) notice(n sfld.Notice) {
 		tui.Step(n.Progress)
 	case n.Line != "":
 		tui.Notice("%s", n.Line)
-	case n.Clone != 0:
+	case n.Gone != "":
 		select {
 		case j.lost <- n.Reason:
 		default:

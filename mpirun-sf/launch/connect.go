@@ -13,15 +13,12 @@ import (
 
 // Connect begins a session with every clone of a ticket, mounts the shared
 // folders there, in order, and puts the program in its place. Which ranks run where follows from the ticket.
-func Connect(ctx context.Context, attach func(id int) (*agent.Session, error), t ticket.Ticket, np int, mounts []share.Mounting, place agent.Place) ([]Place, error) {
+func Connect(ctx context.Context, attach func(member int) *agent.Session, t ticket.Ticket, np int, mounts []share.Mounting, place agent.Place) ([]Place, error) {
 	places, ranks := make([]Place, len(t.Clones)), t.Ranks(np)
 	group, ctx := errgroup.WithContext(ctx)
 	for i, c := range t.Clones {
 		group.Go(func() error {
-			s, err := attach(c.ID)
-			if err != nil {
-				return err
-			}
+			s := attach(c.Member)
 			for _, m := range mounts {
 				if err := s.Mount(ctx, m); err != nil {
 					return fmt.Errorf("%s: %w", c.Name, err)

@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -28,17 +29,13 @@ import (
 //
 // The key is over all that the state depends on besides the image: the shape,
 // the hypervisor, and the format.
-type checkpoint struct {
-	desc    *descriptor.Descriptor
-	memory  *slice.Image
-	slices  []*slice.Slice
-	disk    []*slice.Slice // top first
-	memPath string         // memtap's file
-}
+//
+// In a job it is the first generation: what its clones, or its first VM, are
+// made of.
 
 // checkpointFormat changes when a checkpoint of an older program must not be
 // used by this one.
-const checkpointFormat = "2"
+const checkpointFormat = "3"
 
 // How long a guest may take to boot. Under TCG on a busy machine, boots of 8 s
 // were seen.
@@ -49,14 +46,8 @@ const bootLimit = 3 * time.Minute
 // before, what booting left in them would count as memory to be fetched.
 const reportDelay = 2500 * time.Millisecond
 
-func (c *checkpoint) close() {
-	for _, s := range c.slices {
-		s.Close()
-	}
-}
-
-// checkpoint finds or makes the checkpoint of the image for the shape.
-func (e *Engine) checkpoint(ctx context.Context) (c *checkpoint, booted time.Duration, err error) {
+// bootedGeneration finds or makes the checkpoint of the image for the shape.
+func (e *Engine) bootedGeneration(ctx context.Context) (g *generation, booted time.Duration, err error) {
 	sum := sha256.Sum256(fmt.Append(nil, checkpointFormat, "\n", e.driver.Name(), "\n", e.driver.Version(), "\n", e.shape.VCPUs, "\n", e.shape.Memory))
 	dir := filepath.Join(e.image.Dir, "checkpoints", hex.EncodeToString(sum[:6]))
 
@@ -68,9 +59,8 @@ func (e *Engine) checkpoint(ctx context.Context) (c *checkpoint, booted time.Dur
 	}
 	defer unlock()
 	sweep(e.image.Dir)
-	c, err = e.openCheckpoint(dir)
-	if err == nil {
-		return c, 0, nil
+	if g, err = e.openCheckpoint(dir); err == nil {
+		return g, 0, nil
 	}
 	if _, missing := os.Stat(dir); missing == nil {
 		// A file that was truncated, damaged or lost costs a boot, not the job.
@@ -82,14 +72,14 @@ func (e *Engine) checkpoint(ctx context.Context) (c *checkpoint, booted time.Dur
 		return nil, 0, err
 	}
 	booted = time.Since(begin)
-	c, err = e.openCheckpoint(dir)
-	return c, booted, err
+	g, err = e.openCheckpoint(dir)
+	return g, booted, err
 }
 
 // Names of what only a living job has in an image's folder.
 const (
 	tmpFolders = "checkpoint-tmp-"
-	tmpDisks   = "clone-tmp-"
+	tmpFiles   = "clone-tmp-"
 )
 
 // temporary makes a folder beside the checkpoints, with a lock that says that
@@ -128,9 +118,9 @@ func sweep(image string) {
 		}
 		f.Close()
 	}
-	// Who uses a clone's disk has it open and needs no name for it any more.
-	disks, _ := filepath.Glob(filepath.Join(image, tmpDisks+"*"))
-	for _, path := range disks {
+	// Who uses such a file has it open and needs no name for it any more.
+	files, _ := filepath.Glob(filepath.Join(image, tmpFiles+"*"))
+	for _, path := range files {
 		os.Remove(path)
 	}
 }
@@ -147,45 +137,47 @@ func (e *Engine) rootSlice(ctx context.Context) (*slice.Slice, error) {
 	return s, err
 }
 
-func (e *Engine) openCheckpoint(dir string) (c *checkpoint, err error) {
-	c = &checkpoint{}
+func (e *Engine) openCheckpoint(dir string) (g *generation, err error) {
+	var opened []*slice.Slice
 	defer func() {
 		if err != nil {
-			c.close()
-			c = nil
+			for _, s := range opened {
+				s.Close()
+			}
 		}
 	}()
-	if c.desc, err = descriptor.Load(filepath.Join(dir, "descriptor")); err != nil {
-		return c, err
-	}
-	if h := c.desc.Hypervisor; h.Name != e.driver.Name() || h.Version != e.driver.Version() || c.desc.VCPUs != e.shape.VCPUs || c.desc.Memory != e.shape.Memory {
-		return c, fmt.Errorf("open checkpoint: its device state is of %s with %d virtual CPUs and %d MB, this is %s with %d and %d MB",
-			h.Version, c.desc.VCPUs, c.desc.Memory>>20, e.driver.Version(), e.shape.VCPUs, e.shape.Memory>>20)
-	}
-	open := func(data, sums string) *slice.Slice {
-		if err != nil {
-			return nil
-		}
-		var s *slice.Slice
-		if s, err = slice.Open(data, sums); err == nil {
-			c.slices = append(c.slices, s)
-		}
-		return s
-	}
-	memory := open(filepath.Join(dir, "memory"), filepath.Join(dir, "memory.map"))
-	disk := open(filepath.Join(dir, "disk"), filepath.Join(dir, "disk.map"))
-	root := open(e.image.Root, filepath.Join(e.image.Dir, "root.map"))
+	d, err := descriptor.Load(filepath.Join(dir, "descriptor"))
 	if err != nil {
-		return c, err
+		return nil, err
 	}
-	if memory.ID() != c.desc.MemoryImage.Slices[0] || disk.ID() != c.desc.Disks[0].Slices[0] {
-		return c, fmt.Errorf("open checkpoint: memory and disk are not those of its descriptor")
+	if h := d.Hypervisor; h.Name != e.driver.Name() || h.Version != e.driver.Version() || d.VCPUs != e.shape.VCPUs || d.Memory != e.shape.Memory {
+		return nil, fmt.Errorf("open checkpoint: its device state is of %s with %d virtual CPUs and %d MB, this is %s with %d and %d MB",
+			h.Version, d.VCPUs, d.Memory>>20, e.driver.Version(), e.shape.VCPUs, e.shape.Memory>>20)
 	}
-	c.disk = []*slice.Slice{disk, root}
-	if c.memory, err = slice.NewImage(memory); err != nil {
-		return c, err
+	for _, path := range []string{filepath.Join(dir, "memory"), filepath.Join(dir, "disk"), e.image.Root} {
+		sums := path + ".map"
+		if path == e.image.Root {
+			sums = filepath.Join(e.image.Dir, "root.map")
+		}
+		s, err := slice.Open(path, sums)
+		if err != nil {
+			return nil, err
+		}
+		opened = append(opened, s)
 	}
-	return c, nil
+	memory, disk, root := opened[0], opened[1], opened[2]
+	if memory.ID() != d.MemoryImage.Slices[0] || disk.ID() != d.Disks[0].Slices[0] {
+		return nil, fmt.Errorf("open checkpoint: memory and disk are not those of its descriptor")
+	}
+	image, err := slice.NewImage(memory)
+	if err != nil {
+		return nil, err
+	}
+	if g, err = e.expectGeneration(); err != nil {
+		return nil, err
+	}
+	e.freezeGeneration(g, d.DeviceState, []*slice.Slice{disk, root})
+	return g, e.deliverMemory(g, image)
 }
 
 // makeCheckpoint boots the guest and freezes it.
@@ -265,18 +257,29 @@ func (e *Engine) blameDisk(err error) error {
 
 // booted is a guest whose agent has said that it is up.
 type booted struct {
-	e      *Engine
-	vm     hypervisor.VM
-	memory string // the RAM file
-	top    *slice.Slice
-	root   *slice.Slice
+	e             *Engine
+	vm            hypervisor.VM // nil before it runs
+	memory        string        // the RAM file
+	top, root     *slice.Slice
+	control, data *port
 }
 
 func (b *booted) end() {
-	b.vm.Kill()
+	if b.vm != nil {
+		b.vm.Kill()
+	}
+	for _, p := range []*port{b.control, b.data} {
+		if p != nil {
+			p.Close()
+		}
+	}
 	b.e.tap.Remove("boot-disk")
-	b.top.Close()
-	b.root.Close()
+	b.e.net.Remove(0)
+	for _, s := range []*slice.Slice{b.top, b.root} {
+		if s != nil {
+			s.Close()
+		}
+	}
 }
 
 // boot boots the image with RAM and the disk's writes in dir.
@@ -284,51 +287,71 @@ func (e *Engine) boot(ctx context.Context, dir string) (b *booted, err error) {
 	ctx, cancel := context.WithTimeout(ctx, bootLimit)
 	defer cancel()
 	b = &booted{e: e, memory: filepath.Join(dir, "memory")}
+	defer func() {
+		if err != nil {
+			b.end()
+			err = fmt.Errorf("boot the guest: %w", err)
+		}
+	}()
 	if b.root, err = e.rootSlice(ctx); err != nil {
-		return nil, fmt.Errorf("boot the guest: %w", err)
+		return nil, err
 	}
 	if b.top, err = slice.Create(filepath.Join(dir, "disk"), b.root.Size(), slice.Disk); err != nil {
-		b.root.Close()
-		return nil, fmt.Errorf("boot the guest: %w", err)
-	}
-	fail := func(err error) (*booted, error) {
-		e.tap.Remove("boot-disk")
-		b.top.Close()
-		b.root.Close()
 		return nil, err
 	}
 	image, err := slice.NewImage(b.top, b.root)
 	if err != nil {
-		return fail(fmt.Errorf("boot the guest: %w", err))
+		return nil, err
 	}
 	disk, err := e.tap.AddDisk("boot-disk", image)
 	if err != nil {
-		return fail(err)
+		return nil, err
 	}
-	f, err := os.OpenFile(b.memory, os.O_CREATE|os.O_EXCL|os.O_RDWR, 0o600)
-	if err == nil {
-		err = f.Truncate(e.shape.Memory)
-		f.Close()
+	if err := emptyFile(b.memory, e.shape.Memory); err != nil {
+		return nil, err
 	}
+	if b.control, err = newPort(agent.ControlPort); err != nil {
+		return nil, err
+	}
+	if b.data, err = newPort(agent.DataPort); err != nil {
+		return nil, err
+	}
+	tap, err := e.net.AddTap(0)
 	if err != nil {
-		return fail(fmt.Errorf("boot the guest: %w", err))
+		return nil, err
 	}
-	cfg, err := e.config(0, b.memory, disk)
-	if err != nil {
-		return fail(err)
+	cfg := hypervisor.Config{
+		Name: e.plan.Name(0), Dir: jobDir, Shape: e.shape, MemoryPath: b.memory, DiskPath: disk,
+		Tap: tap, MAC: e.plan.MAC(0), Ports: []hypervisor.Port{b.control.machine, b.data.machine},
 	}
 	b.vm, err = e.driver.Boot(ctx, cfg, hypervisor.Kernel{Image: e.image.Kernel, Initrd: e.image.Initramfs})
 	if err != nil {
-		return fail(err)
+		return nil, err
 	}
-	if err := agent.AwaitReady(ctx, b.vm.Channel()); err != nil {
-		select { // the channel may break a moment before it is known why
+	// The port stays open when the machine is gone, so that is waited for too.
+	ready, stop := context.WithCancelCause(ctx)
+	defer stop(nil)
+	go func() {
+		select {
 		case <-b.vm.Done():
-		case <-time.After(time.Second):
+			stop(errors.New("the guest is gone"))
+		case <-ready.Done():
 		}
-		words := lastWords(b.vm, cfg)
-		b.vm.Kill()
-		return fail(fmt.Errorf("the guest does not boot: %w%s", err, words))
+	}()
+	if err := agent.NewControl(b.control).AwaitReady(ready); err != nil {
+		if ctx.Err() == nil {
+			err = context.Cause(ready)
+		}
+		return nil, fmt.Errorf("it does not come up: %w%s", err, lastWords(b.vm, cfg))
 	}
 	return b, nil
+}
+
+func emptyFile(path string, size int64) error {
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_RDWR, 0o600)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	return f.Truncate(size)
 }

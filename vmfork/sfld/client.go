@@ -166,14 +166,22 @@ func (c *Client) Counters(ctx context.Context) (n Counters, err error) {
 	return n, err
 }
 
-// Attach begins a session with a clone's agent. A clone has one at a time.
-func (c *Client) Attach(id int) (*agent.Session, error) {
-	st, err := c.open(streamAttach, byte(id>>8), byte(id))
-	if err != nil {
-		return nil, fmt.Errorf("attach to clone %d: %w", id, err)
-	}
-	return agent.Dial(st)
+// StartVM makes the job's first VM, a copy of the booted guest. It has the
+// number 0.
+func (c *Client) StartVM(ctx context.Context, args VMArgs) (v VMStarted, err error) {
+	err = c.call(ctx, "StartVM", args, &v)
+	return v, err
 }
+
+// Attach speaks to the agent of a VM, by its number on the private network.
+// The session may be used by many at once, and beside others.
+func (c *Client) Attach(member int) *agent.Session {
+	return agent.Over(func() (net.Conn, error) { return c.open(streamAttach, byte(member>>8), byte(member)) })
+}
+
+// API opens a connection that speaks the VM fork protocol with the host's
+// authority over all VMs of the job.
+func (c *Client) API() (net.Conn, error) { return c.open(streamAPI) }
 
 // Done is closed when the daemon is gone.
 func (c *Client) Done() <-chan struct{} { return c.ended }

@@ -12,19 +12,21 @@ import (
 	"github.com/rs/zerolog"
 	"golang.org/x/sync/semaphore"
 
-	"github.com/mpirun-sf/mpirun-sf/vmfork/allocator"
 	"github.com/mpirun-sf/mpirun-sf/vmfork/guest"
 	"github.com/mpirun-sf/mpirun-sf/vmfork/hypervisor"
 	"github.com/mpirun-sf/mpirun-sf/vmfork/hypervisor/qemu"
 	"github.com/mpirun-sf/mpirun-sf/vmfork/memtap"
 	"github.com/mpirun-sf/mpirun-sf/vmfork/network"
 	"github.com/mpirun-sf/mpirun-sf/vmfork/share"
+	"github.com/mpirun-sf/mpirun-sf/vmfork/slice"
 )
 
 // Engine is a job on this machine.
 type Engine struct {
+	ctx    context.Context // the job's life
 	opts   Options
 	self   string // path of this program
+	host   string // name of this machine
 	notify func(Notice)
 	plan   network.Plan
 	starts *semaphore.Weighted // hypervisor processes that start at once
@@ -34,15 +36,21 @@ type Engine struct {
 	tap    *memtap.Tap
 	driver hypervisor.Driver
 	image  *guest.Image
-	frozen *checkpoint
+	booted *generation // the checkpoint of the booted guest
 	shape  hypervisor.Shape
 
-	mu     sync.Mutex // guards all below
-	grants []*allocator.Grant
-	warm   map[int]*warmed
-	clones map[int]*clone
-	shares []*share.Server
-	taps   map[int]*os.File
+	background sync.WaitGroup // what goes on beside the calls, until ctx ends
+
+	mu          sync.Mutex // guards all below, and what says so in machines, grants and generations
+	taken       map[int]bool
+	warm        map[int]*warmed // by member
+	machines    map[int]*machine
+	grants      map[string]*grant
+	checkpoints map[string]*checkpoint
+	layers      map[*slice.Slice]int // how many generations have each
+	shares      []*share.Server
+	serial      int   // of names
+	copied      int64 // bytes of dirtied pages, by all forks
 }
 
 // newEngine begins a job in the namespaces that settle made.
@@ -51,11 +59,13 @@ func newEngine(ctx context.Context, opts Options, notify func(Notice)) (*Engine,
 	if err != nil {
 		return nil, fmt.Errorf("begin a job: find this program's file: %w", err)
 	}
+	host, _ := os.Hostname()
 	e := &Engine{
-		opts: opts, self: self, notify: notify,
+		ctx: ctx, opts: opts, self: self, host: host, notify: notify,
 		plan:   network.NewPlan(opts.Job),
 		starts: semaphore.NewWeighted(int64(2 * runtime.NumCPU())),
-		warm:   map[int]*warmed{}, clones: map[int]*clone{}, taps: map[int]*os.File{},
+		taken:  map[int]bool{}, warm: map[int]*warmed{}, machines: map[int]*machine{},
+		grants: map[string]*grant{}, checkpoints: map[string]*checkpoint{}, layers: map[*slice.Slice]int{},
 	}
 	e.accel = sync.OnceValues(func() (qemu.Accel, error) {
 		switch accel := qemu.Accel(opts.Accel); accel {
@@ -81,61 +91,72 @@ func newEngine(ctx context.Context, opts Options, notify func(Notice)) (*Engine,
 	return e, nil
 }
 
-// tapFor returns the host end of a clone's network device.
-func (e *Engine) tapFor(id int) (*os.File, error) {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	if f := e.taps[id]; f != nil {
-		return f, nil
-	}
-	f, err := e.net.AddTap(id)
-	if err != nil {
-		return nil, err
-	}
-	e.taps[id] = f
-	return f, nil
+// scratch is a file beside the image for what only this job has: the writes of
+// a disk, the dirtied pages of a fork. It has a name only for as long as it
+// takes to open it, and its space goes with the job.
+func (e *Engine) scratch(open func(path string) (*slice.Slice, error)) (*slice.Slice, error) {
+	path := filepath.Join(e.image.Dir, fmt.Sprintf("%s%s-%d", tmpFiles, e.opts.Job, e.number()))
+	defer os.Remove(path)
+	return open(path)
 }
 
-// config is the machine of a clone, or of the parent for id 0.
-func (e *Engine) config(id int, memory, disk string) (hypervisor.Config, error) {
-	tap, err := e.tapFor(id)
-	if err != nil {
-		return hypervisor.Config{}, err
+// number is a number that was not used before in this job.
+func (e *Engine) number() int {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.serial++
+	return e.serial
+}
+
+// takeMembers takes n numbers on the private network, ascending.
+func (e *Engine) takeMembers(n int) []int {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	var members []int
+	for m := 1; len(members) < n && m <= network.MaxID; m++ {
+		if !e.taken[m] {
+			e.taken[m] = true
+			members = append(members, m)
+		}
 	}
-	return hypervisor.Config{
-		Name: e.plan.Name(id), Dir: jobDir, Shape: e.shape,
-		MemoryPath: memory, DiskPath: disk,
-		// Every clone wakes with the parent's MAC, so the device is made with
-		// it; the agent sets the clone's own before the link comes up.
-		Tap: tap, MAC: e.plan.MAC(0),
-	}, nil
+	return members
 }
 
 // Close ends the job. The kernel would do all of this when the daemon ends;
 // what is done here is what has a name outside of the job's namespaces, and
-// what can say that something went wrong.
+// what can say that something went wrong. The job's context has ended.
 func (e *Engine) Close() error {
 	e.mu.Lock()
-	clones, warm, shares, grants := e.clones, e.warm, e.shares, e.grants
-	e.clones, e.warm, e.shares, e.grants = map[int]*clone{}, map[int]*warmed{}, nil, nil
+	var machines []*machine
+	for _, m := range e.machines {
+		machines = append(machines, m)
+	}
+	var warm []*warmed
+	for _, w := range e.warm {
+		warm = append(warm, w)
+	}
+	var grants []*grant
+	for _, g := range e.grants {
+		grants = append(grants, g)
+	}
+	shares := e.shares
+	e.shares = nil
 	e.mu.Unlock()
 	var wg sync.WaitGroup
-	for _, c := range clones {
-		wg.Go(c.end)
+	for _, m := range machines {
+		wg.Go(func() { e.end(m) })
 	}
 	for _, w := range warm {
-		wg.Go(w.end)
+		wg.Go(func() { e.cool(w.member) })
 	}
 	wg.Wait()
+	e.background.Wait()
 	var errs []error
 	for _, s := range shares {
 		errs = append(errs, s.Close())
 	}
 	if e.tap != nil {
 		errs = append(errs, e.tap.Unmount(context.Background()))
-	}
-	if e.frozen != nil {
-		e.frozen.close()
 	}
 	if e.net != nil {
 		errs = append(errs, e.net.Close())
@@ -144,7 +165,7 @@ func (e *Engine) Close() error {
 		e.image.Release()
 	}
 	for _, g := range grants {
-		g.Release()
+		g.reserved.Release()
 	}
 	return errors.Join(errs...)
 }

@@ -24,6 +24,9 @@ func isolate(cmd *exec.Cmd) {
 	}
 }
 
+// jobsDir is where jobs keep their reservations of memory.
+const jobsDir = runDir + "/jobs"
+
 // settle makes the new namespaces the job's own.
 func settle() error {
 	if os.Getpid() != 1 {

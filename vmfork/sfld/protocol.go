@@ -25,12 +25,33 @@ type PrepareArgs struct {
 	Program     string // path on this machine; its libraries go into the guest
 	LibraryPath string // LD_LIBRARY_PATH
 	Disk        string // a user's own disk image instead, "" for none
+	Guest       Guest  // what else is in the guest
 	User        string // the user's name and home folder in the guest
 	Home        string
 	VCPUs       int
 	Memory      int64 // bytes
 	Expect      int   // start this many hypervisor processes ahead
 	ColdBoot    bool  // for the benchmark: boot, tell how long it took, and keep nothing
+}
+
+// Guest is what a guest has in it for a user, beside a program's libraries.
+type Guest struct {
+	Tools bool     // a shell, and what is used from it
+	With  []string // programs, files and folders of this machine
+	Hooks []string // executables that run in each clone before its first process goes on
+	Free  int64    // bytes to leave free on its disk, 0 for the default
+}
+
+// VMArgs describes the first VM of a job.
+type VMArgs struct {
+	VCPUs int // online of those that it was prepared with
+	Limit time.Duration
+}
+
+// VMStarted is the VM.
+type VMStarted struct {
+	VM    ticket.Clone // with the id 0
+	Ready time.Duration
 }
 
 // Prepared says what Prepare did.
@@ -76,6 +97,23 @@ type Cloned struct {
 	CPU     map[int]time.Duration // its hypervisor's processor time until its vCPUs ran
 }
 
+// after counts an earlier step in.
+func (c *Cloned) after(d time.Duration) {
+	for _, times := range []map[int]time.Duration{c.Running, c.Ready} {
+		for id := range times {
+			times[id] += d
+		}
+	}
+}
+
+// longest is the last of them.
+func longest(times map[int]time.Duration) (d time.Duration) {
+	for _, t := range times {
+		d = max(d, t)
+	}
+	return d
+}
+
 // ShareArgs asks for a folder to be served to the clones.
 type ShareArgs struct {
 	Folder   string
@@ -99,7 +137,8 @@ const (
 // Counters are what the job has moved and used so far.
 type Counters struct {
 	Memory memtap.Counters
-	Disks  memtap.Counters       // of all clones together
+	Disks  memtap.Counters       // of all machines together
+	Copied int64                 // bytes of pages that VMs had written when they were forked
 	CPU    map[int]time.Duration // the hypervisors' processor time, by clone id
 }
 
@@ -107,6 +146,6 @@ type Counters struct {
 type Notice struct {
 	Progress string `json:"progress,omitempty"` // a step that takes time has begun
 	Line     string `json:"line,omitempty"`     // the user should know this
-	Clone    int    `json:"clone,omitempty"`    // this clone is gone,
+	Gone     string `json:"gone,omitempty"`     // the machine of this name is gone,
 	Reason   string `json:"reason,omitempty"`   // for this reason
 }

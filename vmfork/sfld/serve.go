@@ -27,7 +27,8 @@ const connectionFD = 3
 const (
 	streamRPC    = 'r'
 	streamNotice = 'n'
-	streamAttach = 'a' // followed by the clone's id, two bytes, high first
+	streamAttach = 'a' // a stream to a VM's agent; followed by the VM's number, two bytes, high first
+	streamAPI    = 'f' // the VM fork protocol, with the host's authority
 )
 
 // Main is the daemon. It returns when the launcher has gone.
@@ -135,6 +136,10 @@ func serve(ctx context.Context, conn net.Conn, opts Options) error {
 				if begin() == nil {
 					engine.attach(st)
 				}
+			case streamAPI:
+				if begin() == nil {
+					engine.serveHost(st)
+				}
 			}
 		})
 	}
@@ -147,21 +152,36 @@ func serve(ctx context.Context, conn net.Conn, opts Options) error {
 	return err
 }
 
-// attach joins a stream with the channel of the clone that it names.
+// attach relays a stream to the agent of the VM that it names.
 func (e *Engine) attach(st *yamux.Stream) {
-	var id [2]byte
-	if _, err := io.ReadFull(st, id[:]); err != nil {
+	var member [2]byte
+	if _, err := io.ReadFull(st, member[:]); err != nil {
 		return
 	}
-	c, err := e.get(int(id[0])<<8 | int(id[1]))
+	e.mu.Lock()
+	m := e.machines[int(member[0])<<8|int(member[1])]
+	var session *agent.Session
+	if m != nil {
+		session = m.session
+	}
+	e.mu.Unlock()
+	if session == nil {
+		return
+	}
+	guest, err := session.Open()
 	if err != nil {
 		return
 	}
-	channel := c.vm.Channel()
+	// Each side may end while the other still has something to say.
+	done := make(chan struct{})
 	go func() {
-		io.Copy(channel, st)
+		defer close(done)
+		io.Copy(guest, st)
+		guest.Close()
 	}()
-	io.Copy(st, channel)
+	io.Copy(st, guest)
+	st.Close()
+	<-done
 }
 
 // failed answers every call of a daemon whose job could not begin.
@@ -171,6 +191,7 @@ func (f *failed) Prepare(PrepareArgs, *Prepared) error      { return f.err }
 func (f *failed) RequestTicket(RequestArgs, *Granted) error { return f.err }
 func (f *failed) Clone(CloneArgs, *Cloned) error            { return f.err }
 func (f *failed) Kill(ticket.Ticket, *int) error            { return f.err }
+func (f *failed) StartVM(VMArgs, *VMStarted) error          { return f.err }
 func (f *failed) Share(ShareArgs, *Shared) error            { return f.err }
 func (f *failed) Stage(StageArgs, *Shared) error            { return f.err }
 func (f *failed) Counters(int, *Counters) error             { return f.err }

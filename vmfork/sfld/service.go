@@ -2,13 +2,18 @@ package sfld
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
+	"github.com/mpirun-sf/mpirun-sf/vmfork/agent"
 	"github.com/mpirun-sf/mpirun-sf/vmfork/allocator"
+	"github.com/mpirun-sf/mpirun-sf/vmfork/api"
 	"github.com/mpirun-sf/mpirun-sf/vmfork/guest"
 	"github.com/mpirun-sf/mpirun-sf/vmfork/hypervisor"
 	"github.com/mpirun-sf/mpirun-sf/vmfork/hypervisor/qemu"
@@ -16,9 +21,6 @@ import (
 	"github.com/mpirun-sf/mpirun-sf/vmfork/share"
 	"github.com/mpirun-sf/mpirun-sf/vmfork/ticket"
 )
-
-// memoryName is memtap's name of the checkpoint's memory.
-const memoryName = "memory"
 
 // service is what the launcher calls, by net/rpc.
 type service struct {
@@ -60,26 +62,41 @@ func (s *service) Prepare(args PrepareArgs, out *Prepared) (err error) {
 	if args.ColdBoot {
 		return s.coldBoot(out)
 	}
-	if e.frozen, out.BootTime, err = e.checkpoint(s.ctx); err != nil {
+	if e.booted, out.BootTime, err = e.bootedGeneration(s.ctx); err != nil {
 		if args.Disk != "" {
 			err = fmt.Errorf("disk image %s: %w", args.Disk, err)
 		}
 		return err
 	}
 	out.Booted = out.BootTime > 0
-	out.StateBytes = len(e.frozen.desc.DeviceState)
-	if e.frozen.memPath, err = e.tap.AddMemory(memoryName, e.frozen.memory); err != nil {
-		return err
-	}
-	e.startAhead(args.Expect)
+	out.StateBytes = len(e.booted.state)
+	s.startAhead(args.Expect)
 	return nil
+}
+
+// startAhead begins to start the hypervisors of the first n clones that the
+// host has tickets for.
+func (s *service) startAhead(n int) {
+	e := s.e
+	e.mu.Lock()
+	var clones []ticket.Clone
+	for _, g := range e.grants {
+		if g.owner == nil && !g.used {
+			clones = append(clones, g.ticket.Clones...)
+		}
+	}
+	e.mu.Unlock()
+	for _, c := range clones[:min(n, len(clones))] {
+		e.warmUp(c, e.booted, e.booted.disk)
+	}
 }
 
 func (e *Engine) guestImage(ctx context.Context, args PrepareArgs) (*guest.Image, error) {
 	cache := &guest.Cache{Dir: e.opts.Cache, Limit: e.opts.Limit}
 	spec := guest.Spec{
 		Program: args.Program, LibraryPath: args.LibraryPath, Agent: e.self,
-		User: guest.User{Name: args.User, UID: e.opts.UID, GID: e.opts.GID, Home: args.Home},
+		User:  guest.User{Name: args.User, UID: e.opts.UID, GID: e.opts.GID, Home: args.Home},
+		Tools: args.Guest.Tools, With: args.Guest.With, Hooks: args.Guest.Hooks, Free: args.Guest.Free,
 	}
 	progress := func(line string) { e.notify(Notice{Progress: line}) }
 	if args.Disk != "" {
@@ -112,38 +129,75 @@ func (s *service) coldBoot(out *Prepared) error {
 
 // RequestTicket reserves memory for as many clones as fit.
 func (s *service) RequestTicket(args RequestArgs, out *Granted) error {
-	e := s.e
-	g, err := allocator.Local{Dir: filepath.Join(runDir, "jobs")}.Reserve(e.opts.Job, allocator.Demand(args))
+	g, err := s.e.request(nil, demand{clones: args.Clones, vcpus: args.VCPUs, strict: args.Strict}, args.VCPUs, args.Memory)
 	if err != nil {
 		return err
 	}
-	e.mu.Lock()
-	e.grants = append(e.grants, g)
-	e.mu.Unlock()
-	host, _ := os.Hostname()
-	out.Ticket = ticket.New(e.opts.Job, e.plan, args.Clones, g.Clones, args.VCPUs, host)
-	out.Cores, out.Free, out.Each = g.Cores, g.Free, g.Each
+	out.Ticket = g.ticket
+	out.Cores, out.Free, out.Each = g.reserved.Cores, g.reserved.Free, g.reserved.Each
 	return nil
 }
 
-// Clone makes the clones of a ticket.
+// Clone makes the clones of a ticket from the booted guest.
 func (s *service) Clone(args CloneArgs, out *Cloned) error {
-	if err := args.Ticket.Check(); err != nil {
+	e := s.e
+	g, err := caller{e: e}.grant(api.NewRequest(api.Clone, "ticket", args.Ticket.ID))
+	if err != nil {
 		return err
+	}
+	if e.booted == nil {
+		return errors.New("there is nothing yet to make clones of")
 	}
 	ctx, cancel := context.WithTimeout(s.ctx, args.Limit)
 	defer cancel()
-	c, err := s.e.fork(ctx, args.Ticket)
-	if err != nil {
+	return e.fork(ctx, g, func(ctx context.Context) error {
+		c, err := e.clones(ctx, g, e.booted, nil, agent.Fork{})
+		if err == nil {
+			*out = *c
+		}
 		return err
+	})
+}
+
+// Kill ends the clones of a ticket. One that is gone is no error.
+func (s *service) Kill(t ticket.Ticket, _ *int) error {
+	s.e.mu.Lock()
+	g := s.e.grants[t.ID]
+	s.e.mu.Unlock()
+	if g != nil {
+		s.e.discard(g)
 	}
-	*out = *c
 	return nil
 }
 
-// Kill ends the clones of a ticket.
-func (s *service) Kill(t ticket.Ticket, _ *int) error {
-	s.e.kill(t.IDs())
+// StartVM makes the job's first VM from the booted guest.
+func (s *service) StartVM(args VMArgs, out *VMStarted) error {
+	e := s.e
+	if e.booted == nil {
+		return errors.New("there is nothing yet to make a VM of")
+	}
+	began := time.Now()
+	g, err := allocator.Local{Dir: jobsDir}.Reserve(e.opts.Job, allocator.Demand{Clones: 1, VCPUs: args.VCPUs, Memory: e.shape.Memory})
+	if err != nil {
+		return err
+	}
+	if g.Clones == 0 {
+		return fmt.Errorf("a VM of %d MB does not fit into the %d MB that are free on %s: give it less with --memory", g.Each>>20, g.Free>>20, e.host)
+	}
+	ctx, cancel := context.WithTimeout(s.ctx, args.Limit)
+	defer cancel()
+	out.VM = ticket.Clone{Name: e.plan.Name(0), IP: e.plan.IP(0), VCPUs: args.VCPUs, Host: e.host}
+	m, err := e.newMachine(ctx, out.VM, e.booted, e.booted.disk)
+	if err == nil {
+		if _, err = e.start(ctx, m, agent.Fork{}, began); err != nil {
+			e.end(m)
+		}
+	}
+	if err != nil {
+		g.Release()
+		return err
+	}
+	out.Ready = time.Since(began)
 	return nil
 }
 
@@ -206,18 +260,27 @@ func (s *service) Stage(args StageArgs, out *Shared) error {
 // Counters says what the job has moved and used.
 func (s *service) Counters(_ int, out *Counters) error {
 	e := s.e
-	out.Memory = e.tap.Counters(memoryName)
 	out.CPU = map[int]time.Duration{}
 	e.mu.Lock()
-	clones := make([]*clone, 0, len(e.clones))
-	for _, c := range e.clones {
-		clones = append(clones, c)
+	out.Copied = e.copied
+	machines := slices.Collect(maps.Values(e.machines))
+	generations := map[*generation]bool{}
+	if e.booted != nil {
+		generations[e.booted] = true
+	}
+	vms := map[int]hypervisor.VM{}
+	for _, m := range machines {
+		generations[m.base] = true
+		vms[m.Member] = m.vm
 	}
 	e.mu.Unlock()
-	for _, c := range clones {
-		add(&out.Disks, e.tap.Counters(fmt.Sprintf("disk-%d", c.id)))
-		if t, err := c.vm.CPUTime(); err == nil {
-			out.CPU[c.id] = t
+	for g := range generations {
+		add(&out.Memory, e.tap.Counters(g.name))
+	}
+	for member, vm := range vms {
+		add(&out.Disks, e.tap.Counters(diskName(member)))
+		if t, err := vm.CPUTime(); err == nil {
+			out.CPU[member] = t
 		}
 	}
 	return nil

@@ -18,11 +18,12 @@ import (
 
 // Clone is one clone that a ticket allows.
 type Clone struct {
-	ID    int        `json:"id"`    // 1…m; the parent is 0
-	Name  string     `json:"name"`  // its host name
-	IP    netip.Addr `json:"ip"`    // on the private network
-	VCPUs int        `json:"vcpus"` // and so its slots for ranks
-	Host  string     `json:"host"`  // the physical host that carries it
+	ID     int        `json:"id"`     // 1…m; the parent is 0
+	Member int        `json:"member"` // its number on the private network, unique among the job's machines
+	Name   string     `json:"name"`   // its host name
+	IP     netip.Addr `json:"ip"`     // on the private network
+	VCPUs  int        `json:"vcpus"`  // and so its slots for ranks
+	Host   string     `json:"host"`   // the physical host that carries it
 }
 
 // Ticket allows a fork into m clones.
@@ -32,23 +33,27 @@ type Ticket struct {
 	Clones []Clone `json:"clones"` // m of them, ordered by IP
 }
 
-// New is a ticket for m of n asked clones, all on one host. Addresses follow
-// from the plan and the clones' ids.
-func New(id string, plan network.Plan, n, m, vcpus int, host string) Ticket {
+// New is a ticket for n asked clones, all on one host: one for each of
+// members, ascending, which has as many virtual CPUs as vcpus says. Names and
+// addresses follow from the plan and the members' numbers.
+func New(id string, plan network.Plan, n int, members, vcpus []int, host string) Ticket {
 	t := Ticket{ID: id, Asked: n}
-	for i := 1; i <= m; i++ {
-		t.Clones = append(t.Clones, Clone{ID: i, Name: plan.Name(i), IP: plan.IP(i), VCPUs: vcpus, Host: host})
+	for i, member := range members {
+		t.Clones = append(t.Clones, Clone{
+			ID: i + 1, Member: member, Name: plan.Name(member), IP: plan.IP(member), VCPUs: vcpus[i], Host: host,
+		})
 	}
 	return t
 }
 
-// IDs are the clones' ids, in the order of their addresses.
-func (t Ticket) IDs() []int {
-	var ids []int
+// Members are the clones' numbers on the private network, in the order of
+// their addresses.
+func (t Ticket) Members() []int {
+	var members []int
 	for _, c := range t.Clones {
-		ids = append(ids, c.ID)
+		members = append(members, c.Member)
 	}
-	return ids
+	return members
 }
 
 // Slots is how many ranks the clones have vCPUs for.
