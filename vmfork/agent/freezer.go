@@ -57,6 +57,12 @@ func newFreezerAt(root string) (*freezer, error) {
 	if err := unix.Mkdir(dir, 0o755); err != nil && err != unix.EEXIST {
 		return nil, fmt.Errorf("make the control group %s: %w", dir, err)
 	}
+	// Processes in other groups would not be frozen, and with one below the
+	// kernel says that a group is frozen before its own processes are. So who
+	// would make one (a container's runtime) is refused.
+	if err := os.WriteFile(root+"/cgroup.max.descendants", []byte("1"), 0); err != nil {
+		return nil, fmt.Errorf("allow one control group alone: %w", err)
+	}
 	f := &freezer{dir: -1, state: -1, events: -1}
 	for _, o := range []struct {
 		fd    *int
@@ -180,31 +186,20 @@ func (f *freezer) thaw() error {
 const maxNamed = 8
 
 // running names the threads of the group that are not frozen, with state and
-// place in the kernel: for an error, as it is slow. It looks at groups below
-// this one too, for a user may have made some.
+// place in the kernel: for an error, as it is slow.
 func (f *freezer) running() string {
+	threads, _ := os.ReadFile("/proc/self/fd/" + strconv.Itoa(f.dir) + "/cgroup.threads")
 	var named []string
 	more := 0
-	var visit func(dir string)
-	visit = func(dir string) {
-		threads, _ := os.ReadFile(dir + "/cgroup.threads")
-		for tid := range strings.FieldsSeq(string(threads)) {
-			if who := awake(tid); who == "" {
-				continue
-			} else if len(named) == maxNamed {
-				more++
-			} else {
-				named = append(named, who)
-			}
-		}
-		entries, _ := os.ReadDir(dir)
-		for _, e := range entries {
-			if e.IsDir() {
-				visit(dir + "/" + e.Name())
-			}
+	for tid := range strings.FieldsSeq(string(threads)) {
+		if who := awake(tid); who == "" {
+			continue
+		} else if len(named) == maxNamed {
+			more++
+		} else {
+			named = append(named, who)
 		}
 	}
-	visit("/proc/self/fd/" + strconv.Itoa(f.dir))
 	if more > 0 {
 		named = append(named, fmt.Sprintf("and %d more", more))
 	}
