@@ -87,11 +87,18 @@ func (g *gatherer) addShell() {
 	for _, path := range Tools() {
 		g.try(path)
 	}
-	for _, pattern := range runtimes {
-		for _, dir := range g.l.system {
-			found, _ := filepath.Glob(filepath.Join(dir, pattern))
-			for _, path := range found {
-				g.try(path)
+	seen := map[string]bool{}
+	for _, dir := range g.l.system {
+		// Several of these folders are commonly the same one.
+		real, err := filepath.EvalSymlinks(dir)
+		if err != nil || seen[real] {
+			continue
+		}
+		seen[real] = true
+		entries, _ := os.ReadDir(real) // what cannot be read has nothing to offer
+		for _, e := range entries {
+			if slices.ContainsFunc(runtimes, func(pattern string) bool { ok, _ := filepath.Match(pattern, e.Name()); return ok }) {
+				g.try(filepath.Join(dir, e.Name()))
 			}
 		}
 	}
