@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -20,11 +21,24 @@ import (
 // fdPMI is the descriptor of a rank's connection to the PMI proxy.
 const fdPMI = 3
 
-// run starts a process, answers the host, and serves the stream in the
-// background. On an error nothing has been answered.
-func (c *clone) run(st *stream, cmd Command) error {
+// process is one that the agent has started.
+type process struct {
+	pid   int
+	ended <-chan unix.WaitStatus
+	over  atomic.Bool // it has ended
+	tty   *os.File    // the master of its terminal, or nil
+	ends  []*end      // of its streams
+}
+
+// spawn starts a process and serves its streams, each of which is nil, for
+// /dev/null, or is closed when there is nothing more to copy. On an error they
+// are not touched.
+func spawn(cmd Command, stdio [3]io.ReadWriteCloser, extra []*os.File) (*process, error) {
+	if len(cmd.Argv) == 0 || cmd.Argv[0] == "" {
+		return nil, errors.New("no program was named")
+	}
 	x := &exec.Cmd{
-		Args: cmd.Argv, Dir: cmd.Dir, Env: cmd.Env,
+		Path: cmd.Argv[0], Args: cmd.Argv, Dir: cmd.Dir, Env: cmd.Env, ExtraFiles: extra,
 		SysProcAttr: &syscall.SysProcAttr{
 			// A session of its own: with autogroup scheduling the agent
 			// would starve beside spinning ranks of its own session.
@@ -32,66 +46,53 @@ func (c *clone) run(st *stream, cmd Command) error {
 			Credential: &syscall.Credential{Uid: cmd.User.UID, Gid: cmd.User.GID, Groups: cmd.User.Groups},
 		},
 	}
+	p := &process{}
 	var mine, theirs []io.Closer // what is served here, and what to close after the start
-	servePMI := func() {}
-	fail := func(err error) error {
+	fail := func(err error) (*process, error) {
 		for _, f := range append(mine, theirs...) {
 			f.Close()
 		}
-		// The proxy hears of this rank too: as of one that ended.
-		go servePMI()
-		for fd := range 3 {
-			if s := c.takeStdio(cmd.ID, fd); s != nil {
-				s.Close()
+		return nil, err
+	}
+	var pipes [3]*os.File // this end of each
+	if cmd.TTY != nil {
+		if stdio[0] == nil || stdio[1] != nil || stdio[2] != nil {
+			return nil, errors.New("a process at a terminal has one stream, number 0")
+		}
+		master, slave, err := openTTY(Size{cmd.TTY.Rows, cmd.TTY.Cols}, cmd.User.UID)
+		if err != nil {
+			return nil, err
+		}
+		p.tty = master
+		mine, theirs = append(mine, master), append(theirs, slave)
+		x.Stdin, x.Stdout, x.Stderr = slave, slave, slave
+		x.SysProcAttr.Setctty = true
+		x.Env = cmd.TTY.withTerm(x.Env)
+	} else {
+		for fd, s := range stdio {
+			if s == nil {
+				continue // exec.Cmd opens /dev/null
+			}
+			r, w, err := os.Pipe()
+			if err != nil {
+				return fail(err)
+			}
+			switch fd {
+			case 0:
+				x.Stdin, pipes[fd] = r, w
+				mine, theirs = append(mine, w), append(theirs, r)
+			case 1:
+				x.Stdout, pipes[fd] = w, r
+				mine, theirs = append(mine, r), append(theirs, w)
+			case 2:
+				x.Stderr, pipes[fd] = w, r
+				mine, theirs = append(mine, r), append(theirs, w)
 			}
 		}
-		return err
 	}
-	if len(cmd.Argv) == 0 || cmd.Argv[0] == "" {
-		return fail(errors.New("no program was named"))
-	}
-	x.Path = cmd.Argv[0]
-	var copies []func()
-	for fd := range 3 {
-		s := c.takeStdio(cmd.ID, fd)
-		if s == nil {
-			continue // exec.Cmd opens /dev/null
-		}
-		mine = append(mine, s)
-		r, w, err := os.Pipe()
-		if err != nil {
-			return fail(err)
-		}
-		if fd == 0 {
-			x.Stdin = r
-			mine, theirs = append(mine, w), append(theirs, r)
-			copies = append(copies, func() { io.Copy(w, s); w.Close(); s.Close() })
-			continue
-		}
-		if fd == 1 {
-			x.Stdout = w
-		} else {
-			x.Stderr = w
-		}
-		mine, theirs = append(mine, r), append(theirs, w)
-		copies = append(copies, func() { io.Copy(s, r); r.Close(); s.Close() })
-	}
-	if cmd.PMI {
-		serve, file, err := c.connectPMI(cmd.ID, &x.Env)
-		if err != nil {
-			return fail(err)
-		}
-		x.ExtraFiles = []*os.File{file}
-		theirs = append(theirs, file)
-		servePMI = serve
-	}
-	if cmd.UCX {
-		if _, err := os.Stat(ucxProgress); err == nil {
-			x.Env = append(x.Env, "LD_PRELOAD="+strings.TrimSpace(ucxProgress+" "+lookup(cmd.Env, "LD_PRELOAD")))
-		}
-	}
-	ended, err := children().start(func() (int, error) {
-		if err := x.Start(); err != nil {
+	var err error
+	p.ended, err = children().start(func() (int, error) {
+		if err := group.start(x.SysProcAttr, x.Start); err != nil {
 			return 0, err
 		}
 		return x.Process.Pid, nil
@@ -102,30 +103,116 @@ func (c *clone) run(st *stream, cmd Command) error {
 	for _, f := range theirs {
 		f.Close()
 	}
-	for _, serve := range append(copies, servePMI) {
-		go serve()
-	}
 	// The reaper waits for it, so its handle is of no use, and costs a
 	// descriptor. Release forgets the pid.
-	pid := x.Process.Pid
+	p.pid = x.Process.Pid
 	x.Process.Release()
+	// All are known before this returns, for then there may be a fork.
+	newEnd := func(s io.ReadWriteCloser, input bool) *end {
+		e := newEnd(s, input)
+		p.ends = append(p.ends, e)
+		return e
+	}
+	if p.tty != nil {
+		in, out := newEnd(stdio[0], true), newEnd(stdio[0], false)
+		go in.feedTTY(p.tty)
+		go out.carry(p.tty)
+	}
+	for fd, f := range pipes {
+		switch {
+		case f == nil:
+		case fd == 0:
+			go newEnd(stdio[fd], true).feed(f)
+		default:
+			go newEnd(stdio[fd], false).carry(f)
+		}
+	}
+	return p, nil
+}
+
+// signal sends a signal to the process's group.
+func (p *process) signal(n int) { unix.Kill(-p.pid, unix.Signal(n)) }
+
+// resize tells the process of its terminal's size, if it has one.
+func (p *process) resize(s Size) {
+	if p.tty != nil {
+		setSize(p.tty, s)
+	}
+}
+
+// hangUp takes the terminal away from a process that lives: nobody is at it
+// any more. The copies of a process in clones keep theirs.
+func (p *process) hangUp() {
+	if p.tty != nil && !p.over.Load() && !p.ends[0].abandoned.Load() {
+		p.tty.Close()
+	}
+}
+
+// wait returns how the process has ended. One may wait.
+func (p *process) wait() Exit {
+	ws := <-p.ended
+	p.over.Store(true)
+	if ws.Signaled() {
+		return Exit{Signal: int(ws.Signal()), Core: ws.CoreDump()}
+	}
+	return Exit{Status: ws.ExitStatus()}
+}
+
+// run starts a process, answers the host, and serves the stream in the
+// background. On an error nothing has been answered.
+func (c *clone) run(st *stream, cmd Command) error {
+	var stdio [3]io.ReadWriteCloser
+	for fd := range stdio {
+		if s := c.takeStdio(cmd.ID, fd); s != nil {
+			stdio[fd] = s
+		}
+	}
+	var extra []*os.File
+	servePMI := func() {}
+	p, err := func() (*process, error) {
+		if cmd.PMI {
+			serve, file, err := c.connectPMI(cmd.ID, &cmd.Env)
+			if err != nil {
+				return nil, err
+			}
+			defer file.Close()
+			extra, servePMI = []*os.File{file}, serve
+		}
+		if cmd.UCX {
+			if _, err := os.Stat(ucxProgress); err == nil {
+				cmd.Env = append(cmd.Env, "LD_PRELOAD="+strings.TrimSpace(ucxProgress+" "+lookup(cmd.Env, "LD_PRELOAD")))
+			}
+		}
+		return spawn(cmd, stdio, extra)
+	}()
+	// If it did not start, the proxy hears of this rank too: as of one that ended.
+	go servePMI()
+	if err != nil {
+		for _, s := range stdio {
+			if s != nil {
+				s.Close()
+			}
+		}
+		return err
+	}
 	writeLine(st, answer{})
 	go func() {
 		for {
 			var m control
 			if readLine(st.in, &m) != nil {
+				p.hangUp()
 				return
 			}
-			unix.Kill(-pid, unix.Signal(m.Signal))
+			if m.Signal != 0 {
+				p.signal(m.Signal)
+			}
+			if m.Resize != nil {
+				p.resize(*m.Resize)
+			}
 		}
 	}()
 	go func() {
-		ws := <-ended
-		e := Exit{Status: ws.ExitStatus()}
-		if ws.Signaled() {
-			e = Exit{Signal: int(ws.Signal()), Core: ws.CoreDump()}
-		}
-		writeLine(st, e)
+		writeLine(st, p.wait())
 		st.Close()
 	}()
 	return nil

@@ -212,7 +212,7 @@ func FuzzReadMessage(f *testing.F) {
 func FuzzReadRequest(f *testing.F) {
 	for _, v := range []any{
 		request{Run: &Command{Argv: []string{"a"}}}, request{Stdio: &Stdio{1, 2}},
-		request{PMI: &PMI{Ranks: []int{0, 1}}}, request{Place: &Place{"a", "b"}}, control{9}, Exit{Signal: 9},
+		request{PMI: &PMI{Ranks: []int{0, 1}}}, request{Place: &Place{"a", "b"}}, control{Signal: 9}, Exit{Signal: 9},
 	} {
 		line, err := json.Marshal(v)
 		if err != nil {
