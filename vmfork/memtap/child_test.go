@@ -11,6 +11,8 @@ import (
 	"path/filepath"
 	"runtime/debug"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -28,6 +30,7 @@ import (
 //	walk OFF STEP COUNT  touch COUNT bytes of the mapping, STEP apart; says the time taken
 //	read OFF LEN         first byte and length by pread, or the error
 //	reads LEN COUNT      COUNT times pread, one after the other; says the time taken
+//	burst OFF STEP COUNT COUNT times pread of a byte, STEP apart, all at once; says the bytes or an error
 //	write OFF LEN BYTE   pwrite
 //	truncate LEN, punch OFF LEN
 //	die OFF              touch without a handler
@@ -82,12 +85,21 @@ func opened(t testing.TB, path string) *child {
 	return c
 }
 
-// do sends a command and returns the answer. A child that hangs is the failure that these tests look for.
+// do sends a command and returns the answer.
 func (c *child) do(format string, args ...any) string {
+	c.t.Helper()
+	c.ask(format, args...)
+	return c.answer()
+}
+
+// ask sends a command.
+func (c *child) ask(format string, args ...any) { fmt.Fprintf(c.in, format+"\n", args...) }
+
+// answer waits for the answer. A child that hangs is the failure that these tests look for.
+func (c *child) answer() string {
 	c.t.Helper()
 	timeout := time.AfterFunc(20*time.Second, func() { c.cmd.Process.Kill() })
 	defer timeout.Stop()
-	fmt.Fprintf(c.in, format+"\n", args...)
 	line, err := c.out.ReadString('\n')
 	if err != nil {
 		return "died: " + c.wait()
@@ -193,6 +205,22 @@ func childCommand(file **os.File, mem *[]byte, verb, path string, a, b, n int64)
 			}
 		}
 		return time.Since(start).String()
+	case "burst":
+		said := make([]byte, n)
+		var failed atomic.Pointer[error]
+		var wg sync.WaitGroup
+		for i := range n {
+			wg.Go(func() {
+				if _, err := (*file).ReadAt(said[i:i+1], a+i*b); err != nil {
+					failed.Store(&err)
+				}
+			})
+		}
+		wg.Wait()
+		if err := failed.Load(); err != nil {
+			return result(*err)
+		}
+		return string(said)
 	case "write":
 		buf := make([]byte, b)
 		for i := range buf {

@@ -20,6 +20,7 @@ type Counters struct {
 	BytesWritten  int64
 	RefusedWrites int64 // to a memory file: each is a mistake, since its mappings are private
 	Punches       int64 // holes: ignored for memory, trims of a disk
+	Waits         int64 // requests that came before the image was delivered
 	Errors        int64 // requests that failed; the first is in Tap.Err
 	Latency       Histogram
 }
@@ -27,7 +28,7 @@ type Counters struct {
 // latencyBuckets covers 2^25 µs, half a minute.
 const latencyBuckets = 26
 
-// Histogram counts the times from a READ's arrival at memtap to its answer. Bucket i counts those under 2^i µs that no
+// Histogram counts the times from a READ's arrival at memtap to its answer, waits for the image included. Bucket i counts those under 2^i µs that no
 // earlier bucket counts; the last has no upper limit.
 type Histogram [latencyBuckets]int64
 
@@ -63,7 +64,7 @@ func (h *Histogram) Percentile(p float64) time.Duration {
 type counters struct {
 	reads, served, fetched, zero, local atomic.Int64
 	writes, written, refused            atomic.Int64
-	punches, errors                     atomic.Int64
+	punches, waits, errors              atomic.Int64
 	latency                             [latencyBuckets]atomic.Int64
 }
 
@@ -86,7 +87,7 @@ func (c *counters) snapshot() Counters {
 		Reads: c.reads.Load(), BytesServed: c.served.Load(), BytesFetched: c.fetched.Load(),
 		ZeroBlocks: c.zero.Load(), LocalBlocks: c.local.Load(),
 		Writes: c.writes.Load(), BytesWritten: c.written.Load(), RefusedWrites: c.refused.Load(),
-		Punches: c.punches.Load(), Errors: c.errors.Load(),
+		Punches: c.punches.Load(), Waits: c.waits.Load(), Errors: c.errors.Load(),
 	}
 	for i := range c.latency {
 		s.Latency[i] = c.latency[i].Load()

@@ -17,6 +17,22 @@
 // A block that fails its checksum, or a memtap that is dead, is EIO: SIGBUS for the hypervisor, never a hang. Tap.Err
 // keeps the reason.
 //
+// # Files whose image is not known yet
+//
+// Hypervisor processes take long to start, compared with a fork. So they are started before it, over the memory of a VM
+// that still runs.
+//
+//  1. Tap.Expect makes the file appear, with its size. It can be opened and mapped at once.
+//  2. A READ of it waits, in its own goroutine: the virtual CPU that faulted stands still, nothing else does. The kernel
+//     counts the reads of faults as background requests and sends twelve at a time by default; the mount asks for as many
+//     as there can be, so that those that wait take nothing from other files.
+//  3. The fork knows what the memory is, and Tap.Deliver brings the image. Every waiting READ goes on with it.
+//  4. Without one, waits end as errors do, with EIO and a reason in Tap.Err: at Tap.Remove, at Unmount, or when a thread
+//     has waited for Options.Patience. The kernel reads a page again that it got an error for; it gets the next at once.
+//
+// A process that waits can be killed. The kernel calls off a read from a disk, and a read of memory that is not a fault's
+// read-ahead; memtap answers EINTR. Of the others it keeps the request, which then waits for nobody until one of the above.
+//
 // # A clone's disk
 //
 // Disk files bypass the page cache (FOPEN_DIRECT_IO): the guest has one of its own. A whole block that is written is
@@ -25,12 +41,14 @@
 // # Rules for callers
 //
 // Never map or open a file of a mount in the process that serves it: a fault there can wait for a goroutine that has no
-// thread to run on. A clone's balloon punches holes into the memory file as pages are reported free. This succeeds and
+// thread to run on. For the same reason the private pages of a hypervisor that a slice is made of (slice.Adopt) are read
+// only where it has its own: any other page of its RAM is a fault in this mount. A clone's balloon punches holes into the memory file as pages are reported free. This succeeds and
 // changes nothing; the kernel drops the range from its cache, so it is read again if another clone wants it.
 //
 // # Locking
 //
-// Tap's methods may be called from any goroutine. The filesystem's lock guards its two tables and is never held over a
-// read of an image or a message to the kernel, because the kernel may hold its own locks while it waits for us. Counters
-// are atomic. Images lock for themselves.
+// Tap's methods may be called from any goroutine. The filesystem's lock guards its tables and what becomes of expected
+// images, and is never held over a read of an image, a wait for one, or a message to the kernel, because the kernel may
+// hold its own locks while it waits for us. Tap's lock is taken before it. Remove and Unmount end the waits before they
+// speak to the kernel, which may wait for the pages of those. Counters are atomic. Images lock for themselves.
 package memtap

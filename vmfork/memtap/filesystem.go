@@ -6,7 +6,6 @@ import (
 	"os"
 	"slices"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
@@ -19,92 +18,10 @@ import (
 // tells it.
 const forever = 365 * 24 * time.Hour
 
-// filesystem answers the kernel. It stands on go-fuse's raw interface: with one directory and no file that is ever
-// created, renamed or linked through the mount, the tree of nodes of its fs package would only lie between a fault and
-// its page.
-type filesystem struct {
-	fuse.RawFileSystem // ENOSYS for all else
-
-	mounted time.Time
-	server  *fuse.Server // set by Init, before the first request
-
-	mu    sync.RWMutex
-	names map[string]*file
-	nodes map[uint64]*file // also removed files that the kernel still holds
-	last  uint64           // node id given last; none is given twice
-}
-
-// file is one image under its name.
-type file struct {
-	name   string
-	node   uint64
-	image  *slice.Image
-	memory bool // never changes, may be cached and shared; a disk file otherwise
-
-	lookups uint64 // the kernel's references; guarded by filesystem.mu
-	removed bool   // guarded by filesystem.mu
-
-	counters
-	err atomic.Pointer[error]
-}
-
-func newFilesystem() *filesystem {
-	return &filesystem{
-		RawFileSystem: fuse.NewDefaultRawFileSystem(),
-		mounted:       time.Now(),
-		names:         make(map[string]*file),
-		nodes:         make(map[uint64]*file),
-		last:          fuse.FUSE_ROOT_ID,
-	}
-}
-
 func (fs *filesystem) String() string { return "memtap" }
 
 // Init keeps the way back to the kernel.
 func (fs *filesystem) Init(server *fuse.Server) { fs.server = server }
-
-func (fs *filesystem) byNode(node uint64) *file {
-	fs.mu.RLock()
-	defer fs.mu.RUnlock()
-	return fs.nodes[node]
-}
-
-func (fs *filesystem) byName(name string) *file {
-	fs.mu.RLock()
-	defer fs.mu.RUnlock()
-	return fs.names[name]
-}
-
-// add makes a file appear.
-func (fs *filesystem) add(name string, image *slice.Image, memory bool) error {
-	fs.mu.Lock()
-	defer fs.mu.Unlock()
-	if fs.names[name] != nil {
-		return fmt.Errorf("the name is taken")
-	}
-	fs.last++
-	f := &file{name: name, node: fs.last, image: image, memory: memory}
-	fs.names[name], fs.nodes[f.node] = f, f
-	return nil
-}
-
-// remove makes a file disappear. Who has it open goes on reading it; it is dropped when the kernel forgets it.
-func (fs *filesystem) remove(name string) *file {
-	fs.mu.Lock()
-	defer fs.mu.Unlock()
-	f := fs.names[name]
-	if f == nil {
-		return nil
-	}
-	delete(fs.names, name)
-	f.removed = true
-	if f.lookups == 0 {
-		delete(fs.nodes, f.node)
-	}
-	return f
-}
-
-// Names and attributes.
 
 // Lookup finds a file by its name.
 func (fs *filesystem) Lookup(_ <-chan struct{}, header *fuse.InHeader, name string, out *fuse.EntryOut) fuse.Status {
@@ -141,7 +58,7 @@ func (fs *filesystem) attr(out *fuse.Attr, f *file) {
 	*out = fuse.Attr{Ino: fuse.FUSE_ROOT_ID, Mode: unix.S_IFDIR | 0o700, Nlink: 2, Blksize: slice.BlockSize}
 	if f != nil {
 		out.Ino, out.Mode, out.Nlink = f.node, unix.S_IFREG|0o600, 1
-		out.Size = uint64(f.image.Size())
+		out.Size = uint64(f.size)
 		out.Blocks = (out.Size + 511) / 512
 	}
 	out.Uid, out.Gid = uint32(os.Geteuid()), uint32(os.Getegid())
@@ -167,7 +84,7 @@ func (fs *filesystem) GetAttr(_ <-chan struct{}, in *fuse.GetAttrIn, out *fuse.A
 // that it has.
 func (fs *filesystem) SetAttr(_ <-chan struct{}, in *fuse.SetAttrIn, out *fuse.AttrOut) fuse.Status {
 	if size, ok := in.GetSize(); ok {
-		if f := fs.byNode(in.NodeId); f != nil && size != uint64(f.image.Size()) {
+		if f := fs.byNode(in.NodeId); f != nil && size != uint64(f.size) {
 			return fuse.EINVAL
 		}
 	}
@@ -180,7 +97,7 @@ func (fs *filesystem) StatFs(_ <-chan struct{}, _ *fuse.InHeader, out *fuse.Stat
 	defer fs.mu.RUnlock()
 	*out = fuse.StatfsOut{Bsize: slice.BlockSize, Frsize: slice.BlockSize, NameLen: maxName, Files: uint64(len(fs.names))}
 	for _, f := range fs.names {
-		out.Blocks += uint64(f.image.Size()+slice.BlockSize-1) / slice.BlockSize
+		out.Blocks += uint64(f.size+slice.BlockSize-1) / slice.BlockSize
 	}
 	return fuse.OK
 }
@@ -212,7 +129,7 @@ func (fs *filesystem) Open(_ <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut
 	switch f := fs.byNode(in.NodeId); {
 	case f == nil:
 		return fuse.Status(unix.ESTALE)
-	case f.memory:
+	case f.kind == slice.Memory:
 		out.OpenFlags = fuse.FOPEN_KEEP_CACHE
 	default:
 		out.OpenFlags = fuse.FOPEN_DIRECT_IO | fuse.FOPEN_PARALLEL_DIRECT_WRITES
@@ -221,20 +138,27 @@ func (fs *filesystem) Open(_ <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut
 }
 
 // Read is a fault's, or a disk's, way to its data.
-func (fs *filesystem) Read(_ <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.ReadResult, fuse.Status) {
+func (fs *filesystem) Read(cancel <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.ReadResult, fuse.Status) {
 	start := time.Now()
 	f := fs.byNode(in.NodeId)
 	if f == nil {
 		return nil, fuse.Status(unix.ESTALE)
 	}
 	off, n := f.clip(in.Offset, uint64(len(buf)))
-	stat, err := f.image.ReadStat(buf[:n], off)
+	image, err := fs.await(f, in.Pid, cancel)
+	if err == errInterrupted {
+		return nil, fuse.EINTR
+	}
+	var stat slice.Stat
+	if err == nil {
+		stat, err = image.ReadStat(buf[:n], off)
+	}
 	f.reads.Add(1)
 	f.blocks(stat)
 	f.latency[bucket(time.Since(start))].Add(1)
 	if err != nil {
 		// All of it or nothing: the kernel takes a short answer for the end of the file, and fills up with zeros.
-		return nil, f.fail(fmt.Errorf("read %d bytes at %d: %w", n, off, err))
+		return nil, fs.fail(f, fmt.Errorf("read %d bytes at %d: %w", n, off, err))
 	}
 	f.served.Add(n)
 	answer := answers.Get().(*answer)
@@ -245,27 +169,35 @@ func (fs *filesystem) Read(_ <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse
 // Write goes to a disk's own slice. Memory is not written: the kernel has changed its cached page before it asked, and
 // other clones may have that page mapped, so it is told to read it again. It does so once it has this answer, hence the
 // goroutine.
-func (fs *filesystem) Write(_ <-chan struct{}, in *fuse.WriteIn, data []byte) (uint32, fuse.Status) {
+func (fs *filesystem) Write(cancel <-chan struct{}, in *fuse.WriteIn, data []byte) (uint32, fuse.Status) {
 	f := fs.byNode(in.NodeId)
 	if f == nil {
 		return 0, fuse.Status(unix.ESTALE)
 	}
-	if f.memory || !f.image.Writable() {
+	if f.kind == slice.Memory {
 		f.refused.Add(1)
-		if f.memory {
-			go fs.server.InodeNotify(f.node, int64(in.Offset), int64(in.Size))
-		}
+		go fs.server.InodeNotify(f.node, int64(in.Offset), int64(in.Size))
+		return 0, fuse.EROFS
+	}
+	image, err := fs.await(f, in.Pid, cancel)
+	switch {
+	case err == errInterrupted:
+		return 0, fuse.EINTR
+	case err != nil:
+		return 0, fs.fail(f, fmt.Errorf("write %d bytes at %d: %w", len(data), in.Offset, err))
+	case !image.Writable():
+		f.refused.Add(1)
 		return 0, fuse.EROFS
 	}
 	off, n := f.clip(in.Offset, uint64(len(data)))
 	if n < int64(len(data)) {
 		return 0, fuse.Status(unix.ENOSPC) // as at the end of a disk
 	}
-	stat, err := f.image.WriteStat(data, off)
+	stat, err := image.WriteStat(data, off)
 	f.writes.Add(1)
 	f.blocks(stat)
 	if err != nil {
-		return 0, f.fail(fmt.Errorf("write %d bytes at %d: %w", n, off, err))
+		return 0, fs.fail(f, fmt.Errorf("write %d bytes at %d: %w", n, off, err))
 	}
 	f.written.Add(n)
 	return uint32(n), fuse.OK
@@ -273,7 +205,7 @@ func (fs *filesystem) Write(_ <-chan struct{}, in *fuse.WriteIn, data []byte) (u
 
 // Fallocate is free page reporting in a clone, for memory: the page's contents do not matter to it any more, but they do
 // to the other clones. For a disk it is a trim.
-func (fs *filesystem) Fallocate(_ <-chan struct{}, in *fuse.FallocateIn) fuse.Status {
+func (fs *filesystem) Fallocate(cancel <-chan struct{}, in *fuse.FallocateIn) fuse.Status {
 	f := fs.byNode(in.NodeId)
 	if f == nil {
 		return fuse.Status(unix.ESTALE)
@@ -286,13 +218,20 @@ func (fs *filesystem) Fallocate(_ <-chan struct{}, in *fuse.FallocateIn) fuse.St
 		return fuse.OK // space for what is there already
 	}
 	f.punches.Add(1)
-	if f.memory {
+	if f.kind == slice.Memory {
 		return fuse.OK
 	}
-	stat, err := f.image.Discard(off, n)
+	image, err := fs.await(f, in.Pid, cancel)
+	if err == errInterrupted {
+		return fuse.EINTR
+	}
+	var stat slice.Stat
+	if err == nil {
+		stat, err = image.Discard(off, n)
+	}
 	f.blocks(stat)
 	if err != nil {
-		return f.fail(fmt.Errorf("discard %d bytes at %d: %w", n, off, err))
+		return fs.fail(f, fmt.Errorf("discard %d bytes at %d: %w", n, off, err))
 	}
 	return fuse.OK
 }
@@ -305,16 +244,23 @@ func (fs *filesystem) Fsync(<-chan struct{}, *fuse.FsyncIn) fuse.Status { return
 
 // clip cuts a range to the part of it inside the file.
 func (f *file) clip(off, n uint64) (int64, int64) {
-	size := uint64(f.image.Size())
+	size := uint64(f.size)
 	off = min(off, size)
 	return int64(off), int64(min(n, size-off))
 }
 
-// fail counts an error and keeps the first. The guest sees EIO.
-func (f *file) fail(err error) fuse.Status {
+// fail counts an error and keeps the first, beyond the end of the file's name. The guest sees EIO.
+func (fs *filesystem) fail(f *file, err error) fuse.Status {
 	f.errors.Add(1)
 	err = fmt.Errorf("%s: %w", f.name, err)
-	f.err.CompareAndSwap(nil, &err)
+	if !f.err.CompareAndSwap(nil, &err) {
+		return fuse.EIO
+	}
+	fs.mu.Lock()
+	defer fs.mu.Unlock()
+	if f.removed && fs.names[f.name] == nil {
+		fs.reasons[f.name] = err
+	}
 	return fuse.EIO
 }
 

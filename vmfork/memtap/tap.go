@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"github.com/rs/zerolog"
@@ -23,6 +24,9 @@ const maxName = 255
 
 // maxRequest is the most that one READ or WRITE carries, in bytes.
 const maxRequest = 128 << 10
+
+// maxBackground is how many requests the kernel sends without an answer to any: as many as the protocol can say.
+const maxBackground = 1<<16 - 1
 
 // ErrNotSupported is what Probe and Mount return on a machine that cannot have a memtap.
 var ErrNotSupported = errors.New("memory on demand is not available")
@@ -44,8 +48,9 @@ func Probe() error {
 
 // Options are the settings of a Tap. The zero value is right.
 type Options struct {
-	Window int            // bytes read around a fault; 0 is DefaultWindow
-	Logger zerolog.Logger // for what the FUSE library has to say; the zero value is silent
+	Window   int            // bytes read around a fault; 0 is DefaultWindow
+	Patience time.Duration  // longest wait of a read for an image that is expected; 0 is DefaultPatience
+	Logger   zerolog.Logger // for what the FUSE library has to say; the zero value is silent
 }
 
 // Tap is a mounted directory of images.
@@ -73,6 +78,12 @@ func Mount(ctx context.Context, dir string, opts Options) (*Tap, error) {
 	if err := checkWindow(opts.Window); err != nil {
 		return fail(err)
 	}
+	if opts.Patience == 0 {
+		opts.Patience = DefaultPatience
+	}
+	if opts.Patience < 0 {
+		return fail(fmt.Errorf("a patience of %v is none", opts.Patience))
+	}
 	dir, err := filepath.Abs(dir)
 	if err != nil {
 		return fail(err)
@@ -84,11 +95,13 @@ func Mount(ctx context.Context, dir string, opts Options) (*Tap, error) {
 	if err != nil {
 		return fail(err)
 	}
-	t := &Tap{dir: dir, fs: newFilesystem(), done: make(chan struct{}), window: opts.Window}
+	t := &Tap{dir: dir, fs: newFilesystem(opts.Patience), done: make(chan struct{}), window: opts.Window}
 	t.server, err = fuse.NewServer(t.fs, fmt.Sprintf("/dev/fd/%d", fd), &fuse.MountOptions{
 		Name:         "memtap",
 		MaxWrite:     maxRequest,
 		MaxReadAhead: opts.Window, // a limit for the start, so that no fault sees another window
+		// The reads of faults count as background requests. Those that wait for an image must not use up what the others need.
+		MaxBackground: maxBackground, CongestionThreshold: maxBackground,
 		// The answers are in memory, not in a file that could be spliced, and no file changes behind the cache.
 		DisableSplice: true, ExplicitDataCacheControl: true,
 		DisableXAttrs: true, DisableReadDirPlus: true,
@@ -148,34 +161,47 @@ func (t *Tap) Dir() string { return t.dir }
 // Done is closed when the mount is gone, by Unmount or by anybody else's hand.
 func (t *Tap) Done() <-chan struct{} { return t.done }
 
-// AddMemory serves a sealed memory image under name, for any number of clones, and returns the file's path. The tap does
+// AddMemory serves a frozen memory image under name, for any number of clones, and returns the file's path. The tap does
 // not own the image; it must stay open until Unmount, or until the last user of a removed file is gone.
 func (t *Tap) AddMemory(name string, image *slice.Image) (path string, err error) {
-	if image.Kind() != slice.Memory || image.Writable() {
-		return "", fmt.Errorf("add memory %s: it must be a memory image and sealed", name)
-	}
-	return t.add(name, image, true)
+	return t.add(name, slice.Memory, image)
 }
 
 // AddDisk serves a disk image under name and returns the file's path. It is for one clone, if its top is writable.
 func (t *Tap) AddDisk(name string, image *slice.Image) (path string, err error) {
-	if image.Kind() != slice.Disk {
-		return "", fmt.Errorf("add disk %s: it is a %v image", name, image.Kind())
-	}
-	return t.add(name, image, false)
+	return t.add(name, slice.Disk, image)
 }
 
-func (t *Tap) add(name string, image *slice.Image, memory bool) (string, error) {
-	if name == "" || len(name) > maxName || strings.HasPrefix(name, ".") || strings.ContainsAny(name, "/\x00") {
-		return "", fmt.Errorf("add image %q: not a file name", name)
-	}
-	if err := t.fs.add(name, image, memory); err != nil {
+func (t *Tap) add(name string, kind slice.Kind, image *slice.Image) (path string, err error) {
+	if err := suits(image, kind); err != nil {
 		return "", fmt.Errorf("add image %s: %w", name, err)
 	}
-	return filepath.Join(t.dir, name), nil
+	if path, err = t.appear(name, image.Size(), kind, image); err != nil {
+		return "", fmt.Errorf("add image %s: %w", name, err)
+	}
+	return path, nil
 }
 
-// Remove takes a name away and returns its last counters. Who has the file open keeps it.
+func (t *Tap) appear(name string, size int64, kind slice.Kind, image *slice.Image) (path string, err error) {
+	if name == "" || len(name) > maxName || strings.HasPrefix(name, ".") || strings.ContainsAny(name, "/\x00") {
+		return "", fmt.Errorf("%q is no file name", name)
+	}
+	return filepath.Join(t.dir, name), t.fs.add(name, size, kind, image)
+}
+
+// suits says why an image cannot be what a file of a kind serves.
+func suits(image *slice.Image, kind slice.Kind) error {
+	switch {
+	case image.Kind() != kind:
+		return fmt.Errorf("it is a %v image, not a %v image", image.Kind(), kind)
+	case kind == slice.Memory && image.Writable():
+		return errors.New("its top slice is writable: freeze it first, since clones share what they read of it")
+	}
+	return nil
+}
+
+// Remove takes a name away and returns its last counters. Who has the file open keeps it, but an image that has not been
+// delivered will not be, and those who wait for it get EIO.
 func (t *Tap) Remove(name string) (Counters, error) {
 	f := t.fs.remove(name)
 	if f == nil {
@@ -197,26 +223,20 @@ func (t *Tap) Counters(name string) Counters {
 }
 
 // Err returns the first error that the file answered to the kernel, such as slice.ErrCorrupt: the reason of a clone that
-// died of SIGBUS. It is nil if there was none.
-func (t *Tap) Err(name string) error {
-	if f := t.fs.byName(name); f != nil {
-		if err := f.err.Load(); err != nil {
-			return *err
-		}
-	}
-	return nil
-}
+// died of SIGBUS. It is nil if there was none. It outlives Remove, until the name is taken again.
+func (t *Tap) Err(name string) error { return t.fs.reason(name) }
 
-// Unmount takes the mount away and waits until nothing is served any more. Processes that still have files of it open,
+// Unmount takes the mount away and waits until nothing is served any more. Reads that wait for an image fail. Processes that still have files of it open,
 // or mapped, get errors from now on, and SIGBUS: a guest without its memory cannot go on, and must not hang.
 func (t *Tap) Unmount(ctx context.Context) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if !t.unmounted {
-		err := unix.Unmount(t.dir, unix.UMOUNT_NOFOLLOW)
+		t.fs.end() // or the kernel might wait for the waiting
+		// MNT_FORCE aborts the connection. It would outlive the mount where a mount namespace that somebody made in the
+		// meantime has a copy of it.
+		err := unix.Unmount(t.dir, unix.MNT_FORCE|unix.UMOUNT_NOFOLLOW)
 		if errors.Is(err, unix.EBUSY) {
-			// MNT_FORCE aborts the connection and then finds the mount as busy as before, which is no news.
-			unix.Unmount(t.dir, unix.MNT_FORCE|unix.UMOUNT_NOFOLLOW)
 			err = unix.Unmount(t.dir, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
 		}
 		if err != nil && !t.gone() {
