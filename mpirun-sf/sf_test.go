@@ -161,6 +161,9 @@ func TestSFExample(t *testing.T) {
 	} {
 		s := startSF(t)
 		s.Be(api.Identity{ID: c.id, Ticket: "t1", Name: "n", IP: netip.MustParseAddr("10.7.0.1"), VCPUs: 1, Host: "host"})
+		s.On(api.Exit, func(context.Context, api.Request) api.Reply {
+			return api.Fail(api.KindKilled, "the test ends here")
+		})
 		dir := t.TempDir()
 		frames := filepath.Join(dir, "frames")
 		if err := os.Mkdir(frames, 0o755); err != nil {

@@ -125,7 +125,12 @@ func (m Machine) Exit(status int) error {
 	err := fmt.Errorf("the clone has not ended within %v", exitLimit)
 	ctx, cancel := context.WithTimeoutCause(context.Background(), exitLimit, err)
 	defer cancel()
-	if _, err := m.do(ctx, m.request(api.Exit, "status", strconv.Itoa(status))); err != nil {
+	_, err = m.do(ctx, m.request(api.Exit, "status", strconv.Itoa(status)))
+	if err == nil && m.Name == "" {
+		<-ctx.Done() // it was answered, and the machine has moments left
+		err = context.Cause(ctx)
+	}
+	if err != nil {
 		return fmt.Errorf("exit: %w", err)
 	}
 	return nil

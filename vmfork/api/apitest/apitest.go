@@ -111,7 +111,8 @@ func (s *Server) Call(ctx context.Context, r api.Request) api.Reply {
 		s.mu.Unlock()
 		return h(ctx, r)
 	}
-	if r.Call == api.AwaitFork && s.self.ID == 0 {
+	// A fork that never comes, and a call that is not answered.
+	if r.Call == api.AwaitFork && s.self.ID == 0 || r.Call == api.Exit && r.Value("vm") == "" && s.self.ID != 0 {
 		s.mu.Unlock()
 		<-ctx.Done()
 		return api.FailWith(context.Cause(ctx))
