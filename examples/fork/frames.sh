@@ -40,7 +40,7 @@ render() { # FRAME
 share() { # WORKER WORKERS FRAMES FOLDER
 	local frame
 	for ((frame = $1; frame < $3; frame += $2)); do
-		render "$frame" >"$4/$(printf %03d "$frame")"
+		render "$frame" >"$4/$(printf %03d "$frame")" || return
 	done
 }
 
@@ -62,7 +62,7 @@ main() {
 			cd "$PWD" && share $((id - 1)) "$granted" "$frames" "$folder" || sf exit 1
 			sf exit
 		fi
-		sf join "$ticket" >/dev/null
+		sf join "$ticket" >/dev/null || { echo "frames: a clone failed" >&2; exit 1; }
 		echo "$frames frames rendered in $granted clones" >&2
 	fi
 
