@@ -15,6 +15,7 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -34,6 +35,7 @@ import (
 //	write OFF LEN BYTE   pwrite
 //	truncate LEN, punch OFF LEN
 //	die OFF              touch without a handler
+//	where                address of the mapping
 //	fds                  how many descriptors are of /dev/fuse
 //	serve DIR            be the memtap instead, with one image "memory" of DIR
 const childEnv = "MEMTAP_TEST_CHILD"
@@ -237,6 +239,8 @@ func childCommand(file **os.File, mem *[]byte, verb, path string, a, b, n int64)
 	case "die":
 		debug.SetPanicOnFault(false)
 		return string((*mem)[a])
+	case "where":
+		return fmt.Sprint(uintptr(unsafe.Pointer(&(*mem)[0])))
 	case "fds":
 		count := 0
 		links, _ := filepath.Glob("/proc/self/fd/*")

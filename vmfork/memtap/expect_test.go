@@ -5,12 +5,16 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/bits-and-blooms/bitset"
+	"golang.org/x/sys/unix"
 
 	"github.com/mpirun-sf/mpirun-sf/vmfork/slice"
 )
@@ -305,45 +309,58 @@ func TestExpectAndDeliverRefuse(t *testing.T) {
 	}
 }
 
-// TestForkOfAMemory is the whole of it: an image that was adopted from a process is delivered to those who wait for it,
-// is settled under them, and serves when the process is gone.
+// TestForkOfAMemory is the whole of it: a process that runs on an image is stopped, what is private to it is adopted and
+// delivered to those who wait for it, and settled under them; then the process is killed.
 func TestForkOfAMemory(t *testing.T) {
 	tap := mounted(t, Options{Window: page})
 	const blocks = 600
-	path := expect(t, tap, "generation-1", slice.Memory, blocks)
-	early := opened(t, path)
+	base := sealed(t, slice.Memory, filepath.Join(t.TempDir(), "base"), strings.Repeat("a", blocks))
+	before, err := tap.AddMemory("generation-0", stack(t, base))
+	if err != nil {
+		t.Fatal(err)
+	}
+	after := expect(t, tap, "generation-1", slice.Memory, blocks)
+	early := opened(t, after)
 	early.ask("get %d", 500*page)
 	waiting(t, tap, "generation-1", 1)
 
-	parent := sealed(t, slice.Memory, filepath.Join(t.TempDir(), "parent"), strings.Repeat("a", blocks))
-	from := bytes.Repeat([]byte("p"), blocks*page)
-	clear(from[6*page : 8*page])
+	parent := opened(t, before)
 	private := bitset.New(blocks)
-	for b := uint(0); b < blocks; b += 2 {
-		private.Set(b)
+	for b := 0; b < blocks; b += 2 {
+		parent.want("ok", "put %d %d", b*page, 'p')
+		parent.want("ok", "put %d %d", b*page+page-1, 'q')
+		private.Set(uint(b))
 	}
-	process := bytes.NewReader(from)
-	s, err := slice.Adopt(filepath.Join(t.TempDir(), "private"), blocks*page, slice.Memory, private, process)
+	address, err := strconv.ParseInt(parent.do("where"), 10, 64)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := parent.cmd.Process.Signal(unix.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	mem, err := os.Open(fmt.Sprintf("/proc/%d/mem", parent.cmd.Process.Pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer mem.Close()
+	s, err := slice.Adopt(filepath.Join(t.TempDir(), "private"), blocks*page, slice.Memory, private,
+		io.NewSectionReader(mem, address, blocks*page))
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer s.Close()
-	if err := tap.Deliver("generation-1", stack(t, s, parent)); err != nil {
+	if err := tap.Deliver("generation-1", stack(t, s, base)); err != nil {
 		t.Fatal(err)
 	}
 	if got := early.answer(); got != "p" {
 		t.Errorf("who came early reads %q", got)
 	}
-	late := opened(t, path)
+	late := opened(t, after)
 	check := func(from, to int) {
 		t.Helper()
 		for b := from; b < to; b++ {
-			want := string("pa"[b%2])
-			if b == 6 {
-				want = "\x00"
-			}
-			if got := late.do("get %d", b*page); got != strings.TrimSpace(want) {
-				t.Fatalf("block %d reads %q", b, got)
+			for off, want := range []string{"pa", "aa", "qa"} {
+				late.want(want[b%2:b%2+1], "get %d", b*page+off*(page-1)/2)
 			}
 		}
 	}
@@ -354,9 +371,10 @@ func TestForkOfAMemory(t *testing.T) {
 	if err := <-settled; err != nil {
 		t.Fatal(err)
 	}
-	process.Reset(nil) // it is killed
+	parent.stop()
 	check(40, 60)
-	opened(t, path).want("\x00 4096", "read %d 4096", 6*page)
+	opened(t, after).want("a 4096", "read %d 4096", 599*page)
+	opened(t, after).want("p 4096", "read %d 4096", 598*page)
 	if err := tap.Err("generation-1"); err != nil {
 		t.Error(err)
 	}

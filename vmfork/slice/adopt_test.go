@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"os"
 	"path/filepath"
@@ -323,6 +322,35 @@ func TestReadersGoOnWhileALenderIsSlow(t *testing.T) {
 	}
 }
 
+// TestSettleOnAFullDisk: what does not fit stays where it is, and readable.
+func TestSettleOnAFullDisk(t *testing.T) {
+	dir := t.TempDir()
+	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size=1536k,mode=0700"); err != nil {
+		t.Fatalf("this test needs root, to mount a small tmpfs: %v", err)
+	}
+	defer unix.Unmount(dir, unix.MNT_DETACH)
+	const blocks = 3 * pieceBlocks
+	from := &lender{content: bytes.Repeat([]byte("b"), blocks*BlockSize)}
+	s, err := Adopt(filepath.Join(dir, "ram"), blocks*BlockSize, Memory, bitset.New(blocks).FlipRange(0, blocks), from)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	copied, err := s.Settle(t.Context())
+	if !errors.Is(err, unix.ENOSPC) || copied != pieceBlocks*BlockSize || s.Lent() != 2*pieceBlocks {
+		t.Errorf("%d bytes copied, %d blocks lent, %v", copied, s.Lent(), err)
+	}
+	same(t, image(t, s), from.content)
+	if err := unix.Mount("", dir, "", unix.MS_REMOUNT, "size=8m"); err != nil {
+		t.Fatal(err)
+	}
+	if copied, err = s.Settle(t.Context()); err != nil || copied != 2*pieceBlocks*BlockSize {
+		t.Errorf("with more space: %d bytes, %v", copied, err)
+	}
+	from.end(t)
+	same(t, image(t, s), from.content)
+}
+
 func TestCloseEndsTheLending(t *testing.T) {
 	s, from := adopted(t, Memory, "bb", 0)
 	if err := s.Close(); err != nil {
@@ -340,20 +368,25 @@ func TestCloseEndsTheLending(t *testing.T) {
 	}
 }
 
-// TestAdoptAProcess is the real thing: a stopped process's memory by /proc, which a killed process no longer has.
-func TestAdoptAProcess(t *testing.T) {
+// ownMemory lends memory of this process, as a hypervisor's is lent: through /proc.
+func ownMemory(t testing.TB, size int) (area []byte, from io.ReaderAt) {
+	t.Helper()
 	mem, err := os.Open("/proc/self/mem")
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer mem.Close()
-	area, err := unix.Mmap(-1, 0, 4*BlockSize, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
+	t.Cleanup(func() { mem.Close() })
+	area, err = unix.Mmap(-1, 0, size, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
 	if err != nil {
 		t.Fatal(err)
 	}
+	return area, io.NewSectionReader(mem, int64(uintptr(unsafe.Pointer(&area[0]))), int64(size))
+}
+
+func TestMemoryThatIsGoneIsAnError(t *testing.T) {
+	area, from := ownMemory(t, 4*BlockSize)
 	copy(area[BlockSize:], bytes.Repeat([]byte("b"), BlockSize))
-	base := int64(uintptr(unsafe.Pointer(&area[0])))
-	s, err := Adopt(filepath.Join(t.TempDir(), "ram"), 4*BlockSize, Memory, bitset.New(4).Set(1).Set(2), io.NewSectionReader(mem, base, 4*BlockSize))
+	s, err := Adopt(filepath.Join(t.TempDir(), "ram"), 4*BlockSize, Memory, bitset.New(4).Set(1).Set(2), from)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -364,31 +397,5 @@ func TestAdoptAProcess(t *testing.T) {
 	}
 	if _, err := image(t, s).ReadStat(make([]byte, BlockSize), BlockSize); !errors.Is(err, unix.EIO) {
 		t.Errorf("memory that is gone: %v", err)
-	}
-}
-
-func BenchmarkSettle(b *testing.B) {
-	const blocks = 64 << 20 / BlockSize
-	for name, step := range map[string]uint{"all": 1, "every-other": 2, "every-10th": 10} {
-		b.Run(name, func(b *testing.B) {
-			from := &lender{content: bytes.Repeat([]byte("m"), blocks*BlockSize)}
-			bits := bitset.New(blocks)
-			for i := uint(0); i < blocks; i += step {
-				bits.Set(i)
-			}
-			b.SetBytes(int64(bits.Count()) * BlockSize)
-			for i := 0; b.Loop(); i++ {
-				path := filepath.Join(b.TempDir(), fmt.Sprint(i))
-				s, err := Adopt(path, blocks*BlockSize, Memory, bits, from)
-				if err != nil {
-					b.Fatal(err)
-				}
-				if _, err := s.Settle(b.Context()); err != nil {
-					b.Fatal(err)
-				}
-				s.Close()
-				os.Remove(path)
-			}
-		})
 	}
 }
