@@ -33,8 +33,8 @@
 //     frozen slices.
 //  2. It runs again, in a new hypervisor process. The old one stays suspended, and its private pages, those that the VM
 //     has written since its memory was last an image, become a slice with Adopt. It answers for them by reading them
-//     where they are (2.4 µs for 4 KB); their number makes no difference. Above the slices of the former image it is the memory image of
-//     this fork.
+//     where they are (2.4 µs for 4 KB); their number makes no difference. Above the slices of the former image it is
+//     the memory image of this fork.
 //  3. In the background, Slice.Settle copies the pages into the slice's data file, with checksums, and finds the zeros
 //     among them. When it is done nobody reads the old process any more, and it is killed.
 //
