@@ -71,6 +71,9 @@ timeout 5 bash -c 'exec 3<>/dev/tcp/127.0.0.1/9' 2>&1 | grep -o 'Connection refu
 	}
 	defer img.Release()
 	t.Logf("image of %d MB made in %v", img.Used>>20, img.Took)
+	if m, err := readEntry(img.Dir); err != nil || m.Program != "a shell" {
+		t.Errorf("the image is for %q, %v", m.Program, err)
+	}
 	command(t, need(t, "debugfs", "e2fsprogs"), "-w", "-R", "write "+cmd+" command", img.Root)
 	out := bootGuest(t, qemu, img)
 	for _, want := range []string{

@@ -76,7 +76,7 @@ func Build(ctx context.Context, cache *Cache, spec Spec, progress func(string)) 
 	if err != nil {
 		return nil, err
 	}
-	m := &Manifest{Key: key, Source: "machine", Program: spec.Program, Libraries: p.libraries()}
+	m := &Manifest{Key: key, Source: "machine", Program: spec.purpose(), Libraries: p.libraries()}
 	if p.files != nil {
 		m.Kind, m.UCX = p.files.Kind.String(), p.files.UCX
 	}

@@ -21,7 +21,7 @@ type Manifest struct {
 	Version   int       `json:"version"`
 	Key       string    `json:"key"`     // SHA-256, hexadecimal; the folder has its first 12 digits
 	Source    string    `json:"source"`  // "machine" or "disk"
-	Program   string    `json:"program"` // for which the image was first made, or the disk image's path
+	Program   string    `json:"program"` // for which the image was first made, "a shell" and what came with it, or the disk image's path
 	Kind      string    `json:"kind,omitempty"`
 	Kernel    string    `json:"kernel"` // release
 	Created   time.Time `json:"created"`

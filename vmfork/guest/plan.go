@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"slices"
+	"strings"
 )
 
 const (
@@ -31,6 +32,17 @@ type Spec struct {
 	Hooks       []string // executables of this machine that each clone runs before anything else, in this order
 	Free        int64    // bytes to leave free in the root; 0 is DefaultFree
 	Kernel      *Kernel  // nil: what FindKernel finds
+}
+
+// purpose is what the image is for, for who lists images.
+func (s Spec) purpose() string {
+	switch {
+	case s.Program != "":
+		return s.Program
+	case s.Tools:
+		return strings.Join(append([]string{"a shell"}, s.With...), ", ")
+	}
+	return strings.Join(s.With, ", ")
 }
 
 // A plan is the root file system before it is one.
