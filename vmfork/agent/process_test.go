@@ -291,8 +291,13 @@ func TestCloneGone(t *testing.T) {
 	if e := exit(t, p); e.Error != "the clone is gone" {
 		t.Errorf("the process of a lost clone ended with %+v", e)
 	}
+	over := make(chan error, 1)
+	go func() { _, err := s.Accept(); over <- err }()
 	select {
-	case <-s.Done():
+	case err := <-over:
+		if err == nil {
+			t.Error("a lost clone opened a stream")
+		}
 	case <-time.After(5 * time.Second):
 		t.Error("waited 5 s for the session's end")
 	}
