@@ -49,7 +49,7 @@ Usage:
     sf join [-t SECONDS] TICKET
                           wait until its clones have ended; prints ID STATUS, or
                           ID lost, for each; -t 0 does not wait
-    sf kill TICKET [ID]   end its clones, or one of them
+    sf kill TICKET [ID]   end its clones, or one, whose status is then 137
     sf checkpoint         keep the machine as it is now; prints CHECKPOINT 0, and
                           CHECKPOINT ID in each clone that is made of it later
     sf create-clones CHECKPOINT TICKET

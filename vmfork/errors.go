@@ -11,7 +11,7 @@ var (
 	ErrInvalid     = api.ErrInvalid     // an argument is not what it can be
 	ErrUnknown     = api.ErrUnknown     // no such ticket, checkpoint or machine, or no longer
 	ErrRefused     = api.ErrRefused     // not yours, or not allowed here: Exit in a machine that is no clone
-	ErrState       = api.ErrState       // not now: the ticket has made its clones
+	ErrState       = api.ErrState       // not now: the ticket has made its clones, or not yet
 	ErrResources   = api.ErrResources   // not a single clone can be granted
 	ErrFailed      = api.ErrFailed      // the fork failed; the text says where, a hook by name
 	ErrLost        = api.ErrLost        // a clone ended without Exit; see [LostError]
@@ -25,8 +25,8 @@ var (
 	ErrOutside = errors.New("not inside a virtual machine of mpirun-sf")
 )
 
-// A LostError is what Join returns if clones have ended without Exit: they
-// crashed, or were killed alone. It is an [ErrLost].
+// A LostError is what Join returns if clones have ended without Exit,
+// as after a crash. It is an [ErrLost].
 type LostError struct {
 	Clones   []int       // ids of the lost ones
 	Statuses map[int]int // of the others, by id

@@ -181,7 +181,7 @@ func (m Machine) Kill(ctx context.Context, t Ticket) error {
 	return nil
 }
 
-// KillClone ends one clone of a ticket. For [Join] it is lost.
+// KillClone ends one clone of a ticket. Its status is 137.
 func (m Machine) KillClone(ctx context.Context, t Ticket, id int) error {
 	if _, err := m.do(ctx, m.request(api.Kill, "ticket", t.ID, "clone", strconv.Itoa(id))); err != nil {
 		return fmt.Errorf("kill clone %d of ticket %s: %w", id, t.ID, err)

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"os"
 	"reflect"
 	"strings"
 	"testing"
@@ -149,6 +150,28 @@ func TestErrorsHaveKinds(t *testing.T) {
 	}
 	if got := FailWith(errors.New("disk full")); got.Err.Kind != KindFailed || got.Err.Text != "disk full" {
 		t.Errorf("replied %+v", got.Err)
+	}
+}
+
+func TestEveryCallIsDocumented(t *testing.T) {
+	doc, err := os.ReadFile("../../docs/api.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for call, spec := range calls {
+		for _, want := range []string{"\n## " + call + "\n", "(#" + call + ")", "\n| `" + call} {
+			if !strings.Contains(string(doc), want) {
+				t.Errorf("docs/api.md has no %q", want)
+			}
+		}
+		row, _, _ := strings.Cut(string(doc)[strings.Index(string(doc), "\n| `"+call)+1:], "|\n")
+		for _, keys := range []keys{spec.required, spec.optional} {
+			for key := range keys {
+				if key != "vm" && !strings.Contains(row, key+"=") {
+					t.Errorf("the protocol's %s lacks %s=: %s", call, key, row)
+				}
+			}
+		}
 	}
 }
 
