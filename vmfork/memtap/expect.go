@@ -26,6 +26,9 @@ var errInterrupted = errors.New("interrupted")
 // of it, or a write to a disk, waits for the image: until it is delivered; until Remove or Unmount, or the end of
 // Options.Patience, which make it fail with EIO and leave a reason in Err; or until the kernel calls it off, because the
 // process that waits for it is killed.
+//
+// QEMU 7.2 with -incoming defer touches no RAM before it loads a VM's state, but reads a disk as soon as it opens it, and
+// would wait. A disk whose lower slices come later is therefore better added with its top alone, and restacked.
 func (t *Tap) Expect(name string, size int64, kind slice.Kind) (path string, err error) {
 	if size <= 0 || size > slice.MaxImageSize || (kind != slice.Memory && kind != slice.Disk) {
 		return "", fmt.Errorf("expect image %s: a %v image of %d bytes cannot be", name, kind, size)
