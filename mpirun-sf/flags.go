@@ -18,6 +18,8 @@ const usage = `mpirun-sf runs an MPI program with every rank in its own clone of
 
 Usage:
     mpirun-sf [options] PROGRAM [ARGUMENTS]
+    mpirun-sf vm run                a virtual machine with a shell, in which mpirun-sf
+                                    forks it; mpirun-sf vm --help
     mpirun-sf image ls|rm|build     the cache of guest images
     mpirun-sf doctor                checks that this machine has what it takes
     mpirun-sf clean                 removes what killed launchers left behind
@@ -42,6 +44,7 @@ Options:
     --start-timeout T    how long clones and ranks may take to start (default 2m)
     --window SIZE        read around a page fault: 4K to 128K (default 32K)
     --accel kvm|tcg      take this instead of what the probe of KVM says
+    --parent-ranks       inside a virtual machine: it runs the first ranks itself
     -q                   no lines of mpirun-sf's own but errors
     -v                   a timeline, and bytes fetched by path
     --log-format json    mpirun-sf's own lines as JSON
@@ -50,6 +53,9 @@ Options:
 The working directory appears in every clone at the same path. Everything else
 of this machine's files does not. Rank 0 reads standard input. The exit status is
 that of the first rank that failed, 128+N if signal N killed it.
+
+Inside a virtual machine of mpirun-sf vm run the same command forks that machine:
+each rank finds its files, its page cache, all that was built up before.
 `
 
 // options are a launcher's command line.
@@ -66,7 +72,9 @@ type options struct {
 	startLimit    time.Duration
 	window        int
 	accel         string
+	parentRanks   bool
 	argv          []string
+	given         []string // the names of the options that were given
 }
 
 // shareOption is a folder to share.
@@ -93,6 +101,7 @@ func launcherApp() *cli.App {
 		&cli.DurationFlag{Name: "start-timeout", Value: 2 * time.Minute},
 		&cli.StringFlag{Name: "window", Value: "32K"},
 		&cli.StringFlag{Name: "accel"},
+		&cli.BoolFlag{Name: "parent-ranks"},
 		&cli.BoolFlag{Name: "q", Aliases: []string{"quiet"}},
 		&cli.BoolFlag{Name: "v", Aliases: []string{"verbose"}},
 		&cli.StringFlag{Name: "log-format", Value: "text"},
@@ -161,7 +170,8 @@ func parseOptions(c *cli.Context) (options, error) {
 		label: c.Bool("l"), image: c.String("image"), accel: c.String("accel"),
 		oversubscribe: c.Bool("oversubscribe"), strict: c.Bool("strict"),
 		startLimit: c.Duration("start-timeout"), env: c.StringSlice("env"),
-		argv: c.Args().Slice(),
+		parentRanks: c.Bool("parent-ranks"),
+		argv:        c.Args().Slice(), given: c.LocalFlagNames(),
 	}
 	switch f := c.String("log-format"); f {
 	case "text":
@@ -175,6 +185,9 @@ func parseOptions(c *cli.Context) (options, error) {
 	}
 	if c.Bool("q") {
 		tui.level = quiet
+	}
+	if err := takeOutputOptions(c); err != nil {
+		return o, err
 	}
 	if len(o.argv) == 0 {
 		return o, fmt.Errorf("no program was given; for example: mpirun-sf -np 4 ./hello (--help shows the options)")
@@ -223,6 +236,65 @@ func parseOptions(c *cli.Context) (options, error) {
 		o.shares = append(o.shares, one)
 	}
 	return o, nil
+}
+
+// takeOutputOptions says how mpirun-sf's own lines are to be.
+func takeOutputOptions(c *cli.Context) error {
+	switch f := c.String("log-format"); f {
+	case "text":
+	case "json":
+		tui.asJSON()
+	default:
+		return fmt.Errorf("--log-format %s: it is text or json", f)
+	}
+	if c.Bool("v") {
+		tui.level = verbose
+	}
+	if c.Bool("q") {
+		tui.level = quiet
+	}
+	return nil
+}
+
+// parseCommon reads what jobs and virtual machines have in common.
+func parseCommon(c *cli.Context, o *options) error {
+	if !slices.Contains([]string{"", "kvm", "tcg"}, o.accel) {
+		return fmt.Errorf("--accel %s: it is kvm or tcg", o.accel)
+	}
+	if o.startLimit <= 0 {
+		return fmt.Errorf("--start-timeout %v: it is a time such as 90s or 5m", o.startLimit)
+	}
+	var err error
+	if o.memory, err = parseSize(c.String("memory")); err != nil || o.memory < 128<<20 || o.memory > 1<<40 {
+		return fmt.Errorf("--memory %s: it is a size from 128M, such as 512M or 2G", c.String("memory"))
+	}
+	o.memory = o.memory >> 20 << 20
+	window, err := parseSize(c.String("window"))
+	if err != nil || window < 4<<10 || window > 128<<10 {
+		return fmt.Errorf("--window %s: it is a size from 4K to 128K", c.String("window"))
+	}
+	o.window = int(window)
+	for _, e := range o.env {
+		if name, _, ok := strings.Cut(e, "="); !ok || name == "" {
+			return fmt.Errorf("-env %s: it takes a name and a value: -env NAME VALUE", e)
+		}
+	}
+	if o.dir = c.String("wdir"); o.dir == "" {
+		o.dir, err = os.Getwd()
+	} else {
+		o.dir, err = filepath.Abs(o.dir)
+	}
+	if err != nil {
+		return fmt.Errorf("find the working directory: %w", err)
+	}
+	for _, s := range c.StringSlice("share") {
+		one, err := parseShare(s)
+		if err != nil {
+			return err
+		}
+		o.shares = append(o.shares, one)
+	}
+	return nil
 }
 
 // parseSize reads a size as QEMU's -m does: a number of megabytes, or with a

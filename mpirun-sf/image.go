@@ -92,12 +92,12 @@ func imageBuild(c *cli.Context) error {
 	if err != nil {
 		return fmt.Errorf("--memory %s: it is a size from 128M, such as 512M or 2G", c.String("memory"))
 	}
-	j := newJob(options{ppn: c.Int("ppn"), memory: memory})
+	j := &host{job: newJob(options{ppn: c.Int("ppn"), memory: memory})}
 	j.program = program
 	if j.user, err = findCaller(); err != nil {
 		return err
 	}
-	if err := j.startDaemon(c.Context); err != nil {
+	if err := j.open(c.Context); err != nil {
 		return err
 	}
 	p, err := j.daemon.Prepare(c.Context, j.prepareArgs(0))

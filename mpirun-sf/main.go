@@ -45,6 +45,7 @@ func run(args []string) int {
 	app := launcherApp()
 	if len(args) > 1 && isCommand(args[1]) {
 		app = commandsApp()
+		args = normaliseVM(args)
 	} else {
 		args = normalise(app.Flags, args)
 	}
@@ -111,12 +112,13 @@ func strict(commands []*cli.Command) {
 func commandsApp() *cli.App {
 	app := baseApp()
 	app.Commands = []*cli.Command{
-		imageCommand(), doctorCommand(), cleanCommand(),
+		vmCommand(), imageCommand(), doctorCommand(), cleanCommand(),
 		{Name: "sfld", Hidden: true, Action: func(c *cli.Context) error {
 			// A guest's worth of garbage is not worth a collection under a fork.
 			debug.SetGCPercent(400)
 			return sfld.Main(c.Context)
 		}},
+		{Name: "ranks", Hidden: true, Action: func(*cli.Context) error { return ranksMain() }},
 		{Name: "share", Hidden: true, Action: func(c *cli.Context) error {
 			err := share.Main(c.Context, os.Stdin, os.Stdout, zerolog.Nop())
 			if errors.Is(err, share.ErrReported) {

@@ -151,7 +151,7 @@ type arrival struct {
 
 // gather waits for every clone of the ticket, once each. Strangers, and who
 // comes twice, are sent away; they cannot hold up others.
-func (f *Fork) gather(ctx context.Context, l *net.TCPListener) (sessions []*agent.Session, err error) {
+func (f *Fork) gather(ctx context.Context, l *net.TCPListener) (_ []*agent.Session, err error) {
 	arrivals := make(chan arrival)
 	done := make(chan struct{})
 	defer close(done)
@@ -174,7 +174,7 @@ func (f *Fork) gather(ctx context.Context, l *net.TCPListener) (sessions []*agen
 			}()
 		}
 	}()
-	sessions = make([]*agent.Session, len(f.Ticket.Clones))
+	sessions := make([]*agent.Session, len(f.Ticket.Clones))
 	defer func() {
 		if err != nil {
 			for _, s := range sessions {

@@ -62,12 +62,12 @@ type fakeAPI struct {
 	absent, strangers []int
 	self              Self // what Whoami says
 
-	mu       sync.Mutex // guards all below
-	clones   map[int]*exec.Cmd
-	ended    chan int // ids
-	lost     chan error
-	exits    int
-	exitable chan struct{}
+	ended  chan int // ids
+	lost   chan error
+	exited chan struct{} // closed by Exit
+
+	mu     sync.Mutex // guards clones
+	clones map[int]*exec.Cmd
 }
 
 func (a *fakeAPI) Whoami(context.Context) (Self, error) { return a.self, nil }
@@ -132,11 +132,7 @@ func (a *fakeAPI) Kill(context.Context, string) error {
 }
 
 func (a *fakeAPI) Exit() error {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	if a.exits++; a.exits == 1 {
-		close(a.exitable)
-	}
+	close(a.exited)
 	select {} // as where a clone ends
 }
 
@@ -145,7 +141,7 @@ func newFork(t *testing.T, clones, vcpus int) (*Fork, *fakeAPI) {
 	if os.Geteuid() != 0 {
 		t.Fatal("clones need a namespace and a user: this test needs root")
 	}
-	a := &fakeAPI{t: t, clones: map[int]*exec.Cmd{}, ended: make(chan int, 100), lost: make(chan error, 1), exitable: make(chan struct{})}
+	a := &fakeAPI{t: t, clones: map[int]*exec.Cmd{}, ended: make(chan int, 100), lost: make(chan error, 1), exited: make(chan struct{})}
 	a.self = Self{Name: "parent", IP: netip.MustParseAddr("127.0.0.1"), VCPUs: 2}
 	tk, _ := a.RequestTicket(t.Context(), clones, vcpus)
 	a.fork = &Fork{API: a, Self: a.self, Ticket: tk, Limit: 20 * time.Second}
@@ -344,7 +340,7 @@ func TestForkThatFails(t *testing.T) {
 				if c.leaves || !errors.Is(err, boom) {
 					t.Errorf("the fork returned with %v", err)
 				}
-			case <-api.exitable:
+			case <-api.exited:
 				if !c.leaves {
 					t.Error("it ended the VM")
 				}
