@@ -55,8 +55,8 @@ func TestMain(m *testing.M) {
 		fmt.Fprintln(os.Stderr, "nc:", err)
 		os.Exit(1)
 	}
-	if os.Getenv("NC_LISTENS_ONLY") != "" {
-		io.Copy(io.Discard, os.Stdin) // the test accepts
+	if _, err := os.Stat(os.Getenv("NC_DEAF")); err == nil {
+		io.Copy(io.Discard, os.Stdin) // the test is who accepts
 		os.Exit(0)
 	}
 	conn, err := l.Accept()
@@ -79,6 +79,7 @@ type stage struct {
 	nextID  int
 	kept    bool   // the checkpoint
 	thanks  string // what a child waits for when it has told its line; "": the end
+	deaf    string // a file that is there when nc is not to accept
 	heard   chan string
 	exited  chan string
 }
@@ -146,7 +147,11 @@ func (s *stage) answer(request string) string {
 		return "ok\n"
 	case "exit":
 		// The clone of the checkpoint is the parent until there is one.
-		if s.part == asParent || s.part == asCheckpoint && !s.kept {
+		if s.part == asParent {
+			return refused
+		}
+		if s.part == asCheckpoint && !s.kept {
+			s.deafen()
 			return refused
 		}
 		s.exited <- arguments["status"]
@@ -173,6 +178,13 @@ func (s *stage) beChild(line string) {
 		}
 	}
 	s.t.Errorf("tell the program %q: %v", line, err)
+}
+
+// deafen leaves the next connection to the test.
+func (s *stage) deafen() {
+	if err := os.WriteFile(s.deaf, nil, 0o600); err != nil {
+		s.t.Error(err)
+	}
 }
 
 func (s *stage) tell(line string) error {
@@ -296,8 +308,10 @@ func play(t *testing.T, part int, command []string) (s *stage, printed *strings.
 		t.Fatal(err)
 	}
 	cmd.Env = append(os.Environ(), "SF_SOCKET="+f.path, "PYTHONDONTWRITEBYTECODE=1", "PATH="+path+":"+os.Getenv("PATH"))
-	if part != asParent {
-		cmd.Env = append(cmd.Env, "NC_LISTENS_ONLY=1")
+	s.deaf = filepath.Join(t.TempDir(), "deaf")
+	cmd.Env = append(cmd.Env, "NC_DEAF="+s.deaf)
+	if part > asParent {
+		s.deafen()
 	}
 	if command[0] == "bash" {
 		s.thanks = "heard\n"
