@@ -75,11 +75,14 @@ func (c caller) do(ctx context.Context, r api.Request) (reply api.Reply, err err
 	case api.RequestTicket:
 		return c.requestTicket(r, target)
 	case api.Exit:
-		if c.m == nil || c.m.grant == nil {
-			return reply, refuse("this is no clone: only clones exit")
+		if target.grant == nil {
+			return reply, refuse("%s is no clone: only clones exit", target.Name)
 		}
-		e.exit(c.m, r.Int("status", 0))
-		return api.OK(), nil // which nobody is there to read
+		e.exit(target, r.Int("status", 0))
+		if target == c.m {
+			<-ctx.Done() // a clone's exit does not return
+		}
+		return api.OK(), nil
 	case api.CheckpointParent:
 		return c.checkpointParent(ctx, target)
 	case api.Discard:
