@@ -8,9 +8,12 @@
 package bindings
 
 import (
+	"bufio"
 	"context"
 	"fmt"
+	"io"
 	"math/rand/v2"
+	"net"
 	"os"
 	"os/exec"
 	"slices"
@@ -294,4 +297,52 @@ func TestNoServer(t *testing.T) {
 			}
 		}
 	}, "fortran")
+}
+
+// A signal's handler does not end a call that waits.
+func TestSignals(t *testing.T) {
+	if err := build(); err != nil {
+		t.Fatal(err)
+	}
+	f := serve(t, func(string) string {
+		time.Sleep(100 * time.Millisecond)
+		return whoami + "\n"
+	})
+	if got := run(t, languages[0].command, f.path, "signals", "3"); got != "ok\nok\nok\nsignals\n" {
+		t.Errorf("printed %q", got)
+	}
+}
+
+// A program that dies takes its waiting call back: its end of the connection closes.
+func TestDeathCancels(t *testing.T) {
+	each(t, func(t *testing.T, command []string) {
+		path := t.TempDir() + "/sf.sock"
+		l, err := net.Listen("unix", path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer l.Close()
+		cmd := exec.CommandContext(t.Context(), command[0], append(slices.Clone(command[1:]), "calls")...)
+		cmd.Env = append(os.Environ(), "SF_SOCKET="+path, "PYTHONPATH=python", "PYTHONDONTWRITEBYTECODE=1")
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		defer cmd.Wait()
+		defer cmd.Process.Kill()
+		l.(*net.UnixListener).SetDeadline(time.Now().Add(time.Minute))
+		conn, err := l.Accept()
+		if err != nil {
+			t.Fatalf("wait for a call: %v", err)
+		}
+		defer conn.Close()
+		conn.SetDeadline(time.Now().Add(time.Minute))
+		r := bufio.NewReader(conn)
+		if request, err := r.ReadString('\n'); err != nil || request != "whoami\n" {
+			t.Fatalf("got the call %q, %v", request, err)
+		}
+		cmd.Process.Signal(os.Interrupt)
+		if more, err := io.ReadAll(r); err != nil || len(more) > 0 {
+			t.Errorf("until the connection ended there came %q, %v", more, err)
+		}
+	})
 }

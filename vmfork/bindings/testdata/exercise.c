@@ -4,13 +4,17 @@
  *
  *     exercise calls       once each
  *     exercise garbage N   N times sf_whoami, the outcome of each
+ *     exercise signals N   the same, with a signal each millisecond
  *     exercise fuzz N      N rounds of everything, whatever is answered
  */
+#define _DEFAULT_SOURCE
 #include <sf.h>
 
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/time.h>
 
 static void show_error(const char *call, int code)
 {
@@ -101,6 +105,25 @@ static void garbage(int times)
 		printf("%s\n", sf_kind(sf_whoami(&me)));
 }
 
+static volatile sig_atomic_t caught;
+
+static void count(int signal)
+{
+	(void)signal;
+	caught++;
+}
+
+static void signals(int times)
+{
+	struct sigaction action = {.sa_handler = count}; /* without SA_RESTART */
+	struct itimerval each = {{0, 1000}, {0, 1000}};
+
+	sigaction(SIGALRM, &action, NULL);
+	setitimer(ITIMER_REAL, &each, NULL);
+	garbage(times);
+	printf("%s\n", caught > 10 ? "signals" : "few signals");
+}
+
 /* What comes back as a ticket is used for the next call, as a program would. */
 static void fuzz(int times)
 {
@@ -144,6 +167,8 @@ int main(int argc, char **argv)
 		calls();
 	else if (argc == 3 && !strcmp(argv[1], "garbage"))
 		garbage(atoi(argv[2]));
+	else if (argc == 3 && !strcmp(argv[1], "signals"))
+		signals(atoi(argv[2]));
 	else if (argc == 3 && !strcmp(argv[1], "fuzz"))
 		fuzz(atoi(argv[2]));
 	else
