@@ -256,21 +256,16 @@ func (c caller) requestTicket(r api.Request, target *machine) (reply api.Reply, 
 }
 
 // warmUpFor starts the hypervisors of a ticket's clones over the generation
-// that a VM's next fork will make.
+// that a VM's next fork will make, unless the ticket is used by now.
 func (e *Engine) warmUpFor(g *grant, of *machine, s *successor) {
+	below := of.disk.Layers()[1:]
 	e.mu.Lock()
-	wanted := !g.gone && !g.used && !of.ended && of.successor == s
-	if wanted {
-		s.generation.uses++
-	}
-	e.mu.Unlock()
-	if !wanted {
+	defer e.mu.Unlock()
+	if g.gone || g.used || of.ended || of.successor != s {
 		return
 	}
-	defer e.release(s.generation)
-	below := of.disk.Layers()[1:]
 	for _, who := range g.ticket.Clones {
-		e.warmUp(who, s.generation, below)
+		e.warmUpLocked(who, s.generation, below)
 	}
 }
 

@@ -29,11 +29,21 @@ type warmed struct {
 // processLimit is how long a hypervisor process may take to start.
 const processLimit = time.Minute
 
-// warmUp begins to start a clone's hypervisor process, once. The caller holds
-// the generation at least until the process is started.
+// warmUp begins to start a clone's hypervisor process over a generation, which
+// the caller holds, and above the disk layers of that. One that is started
+// already is good if it is over the same generation, and is ended otherwise.
 func (e *Engine) warmUp(who ticket.Clone, g *generation, below []*slice.Slice) *warmed {
 	e.mu.Lock()
+	if w := e.warm[who.Member]; w != nil && w.base != g {
+		e.mu.Unlock()
+		e.cool(who.Member)
+		e.mu.Lock()
+	}
 	defer e.mu.Unlock()
+	return e.warmUpLocked(who, g, below)
+}
+
+func (e *Engine) warmUpLocked(who ticket.Clone, g *generation, below []*slice.Slice) *warmed {
 	if w := e.warm[who.Member]; w != nil {
 		return w
 	}
@@ -74,12 +84,8 @@ func (e *Engine) cool(member int) {
 func (e *Engine) clones(ctx context.Context, t *grant, g *generation, parent *machine, fork agent.Fork) (*Cloned, error) {
 	began := time.Now()
 	result := &Cloned{Running: map[int]time.Duration{}, Ready: map[int]time.Duration{}, CPU: map[int]time.Duration{}}
-	// What was started ahead over another generation is of no use.
 	for _, who := range t.ticket.Clones {
-		if w := e.warmUp(who, g, g.disk); w.base != g {
-			e.cool(who.Member)
-			e.warmUp(who, g, g.disk)
-		}
+		e.warmUp(who, g, g.disk)
 	}
 	var mu sync.Mutex // guards result
 	group, each := errgroup.WithContext(ctx)

@@ -79,8 +79,8 @@ func diskName(member int) string { return fmt.Sprintf("disk-%d", member) }
 // newMachine makes a machine of a generation as far as it goes without the
 // generation's state: its hypervisor waits. The generation may be one that is
 // still to come, of a VM whose sealed disk layers are below.
-func (e *Engine) newMachine(ctx context.Context, who ticket.Clone, g *generation, below []*slice.Slice) (m *machine, err error) {
-	m = &machine{Clone: who, base: e.retain(g)}
+func (e *Engine) newMachine(ctx context.Context, who ticket.Clone, g *generation, below []*slice.Slice) (_ *machine, err error) {
+	m := &machine{Clone: who, base: e.retain(g)}
 	defer func() {
 		if err != nil {
 			e.tap.Remove(diskName(who.Member))
