@@ -18,6 +18,7 @@ type calls struct {
 	mu      sync.Mutex // guards all below
 	self    api.Identity
 	open    func() (net.Conn, error) // a stream to the host, nil before there is a session
+	paused  bool                     // this is a clone, and does not know yet which
 	pending map[*pendingCall]bool
 }
 
@@ -42,6 +43,10 @@ func ReadCallName(r io.Reader) (string, error) {
 	return string(name), nil
 }
 
+// maxCallers bounds the connections of this VM's processes: each has buffers in
+// the memory of init, which must not run out. Who comes later waits.
+const maxCallers = 256
+
 // serveCalls answers the processes of this VM on the socket.
 func serveCalls(path string) (*calls, error) {
 	os.Remove(path)
@@ -56,12 +61,17 @@ func serveCalls(path string) (*calls, error) {
 	}
 	c := &calls{pending: map[*pendingCall]bool{}}
 	go func() {
+		free := make(chan struct{}, maxCallers)
 		for {
+			free <- struct{}{}
 			conn, err := l.Accept()
 			if err != nil {
 				return
 			}
-			go api.ServeConn(context.Background(), conn, c)
+			go func() {
+				api.ServeConn(context.Background(), conn, c)
+				<-free
+			}()
 		}
 	}()
 	return c, nil
@@ -72,6 +82,10 @@ func (c *calls) Call(ctx context.Context, r api.Request) api.Reply {
 	p := &pendingCall{Request: r, returned: make(chan api.Reply, 1)}
 	c.mu.Lock()
 	self, open := c.self, c.open
+	if c.paused {
+		c.mu.Unlock()
+		return api.Fail(api.KindCloned, "this is a clone, made while the call was on its way: the call is the parent's")
+	}
 	if open == nil {
 		c.mu.Unlock()
 		return api.Fail(api.KindUnavailable, "this VM has no host daemon behind it yet")
@@ -130,8 +144,10 @@ func forward(ctx context.Context, open func() (net.Conn, error), p *pendingCall)
 	reply, err := api.NewConn(conn).Do(ctx, p.Request)
 	var failed *api.Error
 	switch {
+	case reply.Err != nil:
+		return reply
 	case errors.As(err, &failed):
-		return api.Reply{Args: reply.Args, Err: failed}
+		return api.Fail(failed.Kind, "the host daemon does not answer: %s", failed.Text)
 	case err != nil:
 		return api.Fail(api.KindUnavailable, "the host daemon does not answer: %v", err)
 	}
@@ -143,7 +159,7 @@ func forward(ctx context.Context, open func() (net.Conn, error), p *pendingCall)
 func (c *calls) pause() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.open = nil
+	c.open, c.paused = nil, true
 	for p := range c.pending {
 		c.pending[p] = false
 	}
@@ -154,7 +170,7 @@ func (c *calls) pause() {
 func (c *calls) become(id Identity, open func() (net.Conn, error)) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.open = open
+	c.open, c.paused = open, false
 	c.self = api.Identity{
 		ID: id.Clone, Member: id.Member, Name: id.Name, IP: id.Network.Address.Addr(),
 		VCPUs: id.VCPUs, Host: id.Host, Ticket: id.Ticket,

@@ -96,22 +96,31 @@ func unexpected(err error) error {
 }
 
 // Control is the host's side of a guest's control port. Its methods are called
-// one at a time. After an error that is the context's, the port is of no use.
-type Control struct{ conn net.Conn }
+// one at a time. An order that a context cut off is the last one: what the
+// agent says next is still the answer to that.
+type Control struct {
+	conn   net.Conn
+	broken error // why the port is of no use any more
+}
 
 // NewControl speaks to the agent behind a control port. conn stays the
 // caller's to close.
-func NewControl(conn net.Conn) *Control { return &Control{conn} }
+func NewControl(conn net.Conn) *Control { return &Control{conn: conn} }
 
 // AwaitReady waits until the agent in a booting guest says that it is up.
 func (c *Control) AwaitReady(ctx context.Context) error {
-	defer c.bound(ctx)()
-	buf := make([]byte, len(ready))
-	if _, err := io.ReadFull(c.conn, buf); err != nil {
-		return fmt.Errorf("wait for the guest's agent: %w", c.reason(ctx, err))
-	}
-	if string(buf) != ready {
-		return fmt.Errorf("wait for the guest's agent: it speaks another protocol: %q", buf)
+	err := c.exchange(ctx, func() error {
+		buf := make([]byte, len(ready))
+		if _, err := io.ReadFull(c.conn, buf); err != nil {
+			return err
+		}
+		if string(buf) != ready {
+			return fmt.Errorf("it speaks another protocol: %q", buf)
+		}
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("wait for the guest's agent: %w", err)
 	}
 	return nil
 }
@@ -165,28 +174,46 @@ func (c *Control) Members(ctx context.Context, members []network.Member) error {
 }
 
 func (c *Control) order(ctx context.Context, kind byte, payload []byte) error {
-	defer c.bound(ctx)()
-	if err := writeOrder(c.conn, kind, payload); err != nil {
-		return c.reason(ctx, err)
+	return c.exchange(ctx, func() error {
+		if err := writeOrder(c.conn, kind, payload); err != nil {
+			return err
+		}
+		return readAnswer(c.conn)
+	})
+}
+
+// exchange runs f, and ends it when the context ends.
+func (c *Control) exchange(ctx context.Context, f func() error) error {
+	if c.broken != nil {
+		return c.broken
 	}
-	err := readAnswer(c.conn)
+	if ctx.Err() != nil {
+		return reason(ctx, ctx.Err())
+	}
+	cut := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		c.conn.SetDeadline(time.Unix(1, 0))
+		close(cut)
+	})
+	err := f()
+	if !stop() {
+		<-cut
+		c.conn.SetDeadline(time.Time{}) // it came too late, or is remembered below
+	}
 	var said refusal
-	if err != nil && !errors.As(err, &said) {
-		return c.reason(ctx, err)
+	if err == nil || errors.As(err, &said) {
+		return err
 	}
+	err = reason(ctx, err)
+	c.broken = fmt.Errorf("its agent did not finish what it was told before: %v", err)
 	return err
 }
 
-// bound ends what waits on the connection when the context ends.
-func (c *Control) bound(ctx context.Context) (stop func()) {
-	end := context.AfterFunc(ctx, func() { c.conn.SetDeadline(time.Unix(1, 0)) })
-	return func() { end() }
-}
-
-func (c *Control) reason(ctx context.Context, err error) error {
+// reason is why an exchange failed.
+func reason(ctx context.Context, err error) error {
 	switch {
 	case ctx.Err() != nil:
-		return fmt.Errorf("wait for its agent: %w", ctx.Err())
+		return fmt.Errorf("wait for its agent: %w", context.Cause(ctx))
 	case errors.Is(err, io.EOF), errors.Is(err, net.ErrClosed):
 		return errors.New("the guest is gone")
 	}

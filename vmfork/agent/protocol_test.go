@@ -3,54 +3,20 @@ package agent
 import (
 	"bufio"
 	"bytes"
-	"context"
 	"encoding/json"
 	"errors"
 	"io"
 	"net"
 	"os"
-	"reflect"
 	"strings"
 	"syscall"
 	"testing"
-	"time"
 )
 
 func stopped(t *testing.T, p *os.Process) {
 	t.Helper()
 	if err := p.Signal(syscall.SIGSTOP); err != nil {
 		t.Fatal(err)
-	}
-}
-
-func TestMessages(t *testing.T) {
-	var b bytes.Buffer
-	want := Identity{Clone: 3, Name: "clone-3", Seed: []byte{1, 2, 3}}
-	if err := writeMessage(&b, want); err != nil {
-		t.Fatal(err)
-	}
-	b.WriteString("what follows")
-	var got Identity
-	if err := readMessage(&b, &got); err != nil || !reflect.DeepEqual(got, want) {
-		t.Errorf("read %+v (%v), want %+v", got, err, want)
-	}
-	if b.String() != "what follows" {
-		t.Errorf("after the message comes %q", b.String())
-	}
-}
-
-func TestMessageErrors(t *testing.T) {
-	for name, c := range map[string]struct{ in, want string }{
-		"nothing":       {"", "EOF"},
-		"half a length": {"\x00\x00", "unexpected EOF"},
-		"too long":      {"\xff\xff\xff\xff", "too many"},
-		"cut off":       {"\x00\x00\x00\x05{}", "unexpected EOF"},
-		"not JSON":      {"\x00\x00\x00\x02{]", "read a message"},
-	} {
-		err := readMessage(strings.NewReader(c.in), new(Identity))
-		if err == nil || !strings.Contains(err.Error(), c.want) {
-			t.Errorf("%s: error %v, want one with %q", name, err, c.want)
-		}
 	}
 }
 
@@ -77,72 +43,6 @@ func TestLines(t *testing.T) {
 		if err == nil || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%s: error %v, want one with %q", name, err, c.want)
 		}
-	}
-}
-
-func TestAwaitReady(t *testing.T) {
-	for name, c := range map[string]struct{ said, want string }{
-		"ready":    {ready, ""},
-		"another":  {strings.Replace(ready, "1", "9", 1), "another protocol"},
-		"the end":  {ready[:5], "unexpected EOF"},
-		"nothing":  {"", "EOF"},
-		"too late": {"wait", "deadline exceeded"},
-	} {
-		t.Run(name, func(t *testing.T) {
-			host, guest := net.Pipe()
-			defer host.Close()
-			defer guest.Close()
-			ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
-			defer cancel()
-			go func() {
-				if c.said == "wait" {
-					return
-				}
-				io.WriteString(guest, c.said)
-				guest.Close()
-			}()
-			err := AwaitReady(ctx, host)
-			if (err == nil) != (c.want == "") || err != nil && !strings.Contains(err.Error(), c.want) {
-				t.Errorf("error %v, want %q", err, c.want)
-			}
-		})
-	}
-}
-
-func TestGreet(t *testing.T) {
-	for name, c := range map[string]struct {
-		answer any
-		want   string
-	}{
-		"it is":       {answer{}, ""},
-		"it cannot":   {answer{Error: "set the clock: no"}, "clone-2 could not take its identity: set the clock: no"},
-		"it is gone":  {nil, "wait for clone-2 to take its identity: EOF"},
-		"it is still": {"wait", "wait for clone-2 to take its identity: context deadline exceeded"},
-	} {
-		t.Run(name, func(t *testing.T) {
-			host, guest := net.Pipe()
-			defer host.Close()
-			defer guest.Close()
-			ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
-			defer cancel()
-			go func() {
-				var id Identity
-				if err := readMessage(guest, &id); err != nil || id.Name != "clone-2" {
-					t.Errorf("the guest read %+v (%v)", id, err)
-				}
-				switch c.answer {
-				case "wait":
-				case nil:
-					guest.Close()
-				default:
-					writeMessage(guest, c.answer)
-				}
-			}()
-			err := Greet(ctx, host, Identity{Clone: 2, Name: "clone-2"})
-			if err == nil && c.want != "" || err != nil && err.Error() != c.want {
-				t.Errorf("error %v, want %q", err, c.want)
-			}
-		})
 	}
 }
 
@@ -178,35 +78,6 @@ func TestBadRequests(t *testing.T) {
 	if e := exit(t, start(t, s, shell(0, "exit 4"))); e.Status != 4 {
 		t.Errorf("after it a process ended with %+v", e)
 	}
-}
-
-func FuzzReadMessage(f *testing.F) {
-	for _, v := range []any{Identity{Clone: 1, Seed: make([]byte, 64)}, answer{Error: "no"}} {
-		var b bytes.Buffer
-		writeMessage(&b, v)
-		f.Add(b.Bytes())
-	}
-	f.Add([]byte("\xff\xff\xff\xff{}"))
-	f.Fuzz(func(t *testing.T, in []byte) {
-		r := bytes.NewReader(in)
-		var id Identity
-		if readMessage(r, &id) != nil {
-			return
-		}
-		// Exactly one message was taken, and it survives a second trip.
-		n := int(in[0])<<24 | int(in[1])<<16 | int(in[2])<<8 | int(in[3])
-		if took := len(in) - r.Len(); took != 4+n {
-			t.Errorf("took %d bytes for a message of %d", took, n)
-		}
-		var b bytes.Buffer
-		if err := writeMessage(&b, id); err != nil {
-			return // a time that JSON cannot write
-		}
-		var again Identity
-		if err := readMessage(&b, &again); err != nil {
-			t.Error(err)
-		}
-	})
 }
 
 func FuzzReadRequest(f *testing.F) {
