@@ -41,15 +41,10 @@ func (b *bench) begin(ctx context.Context, n, expect int) (*host, error) {
 		return nil, err
 	}
 	h := &host{daemon: d, dir: b.examples}
-	g, err := d.RequestTicket(ctx, sfld.RequestArgs{Clones: n, VCPUs: 1, Memory: memory})
-	if err == nil && len(g.Ticket.Clones) < n {
-		err = fmt.Errorf("%d clones do not fit into this machine's memory", n)
-	}
-	if err != nil {
+	if h.ticket, err = h.request(ctx, n); err != nil {
 		h.end()
 		return nil, err
 	}
-	h.ticket = g.Ticket
 	p, err := d.Prepare(ctx, sfld.PrepareArgs{Program: b.hello, VCPUs: 1, Memory: memory, Expect: expect})
 	if err != nil {
 		h.end()
@@ -61,11 +56,13 @@ func (b *bench) begin(ctx context.Context, n, expect int) (*host, error) {
 
 func (h *host) end() error { return h.daemon.Close() }
 
-// some is a ticket for a part of the clones.
-func (h *host) some(from, to int) ticket.Ticket {
-	t := h.ticket
-	t.Clones = t.Clones[from:to]
-	return t
+// request asks for a ticket for n clones.
+func (h *host) request(ctx context.Context, n int) (ticket.Ticket, error) {
+	g, err := h.daemon.RequestTicket(ctx, sfld.RequestArgs{Clones: n, VCPUs: 1, Memory: memory})
+	if err == nil && len(g.Ticket.Clones) < n {
+		err = fmt.Errorf("%d clones do not fit into this machine's memory", n)
+	}
+	return g.Ticket, err
 }
 
 // clone makes clones and returns how the fork went.

@@ -14,6 +14,7 @@ import (
 	"github.com/mpirun-sf/mpirun-sf/benchmarks/figures"
 	"github.com/mpirun-sf/mpirun-sf/vmfork/guest"
 	"github.com/mpirun-sf/mpirun-sf/vmfork/sfld"
+	"github.com/mpirun-sf/mpirun-sf/vmfork/ticket"
 )
 
 // bench is the state of one run of the benchmark.
@@ -218,21 +219,24 @@ func (b *bench) fetching(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		bytes, err := b.fetchedByHello(ctx, h, 0, 4)
+		bytes, err := b.fetchedByHello(ctx, h, h.ticket)
 		h.end()
 		if err != nil {
 			return err
 		}
 		four = append(four, bytes/memory)
 
-		if h, err = b.begin(ctx, 2, 0); err != nil {
+		if h, err = b.begin(ctx, 1, 0); err != nil {
 			return err
 		}
-		first, err := b.fetchedByHello(ctx, h, 0, 1)
+		first, err := b.fetchedByHello(ctx, h, h.ticket)
 		if err == nil {
-			var second float64
-			second, err = b.fetchedByHello(ctx, h, 1, 2)
-			next = append(next, (second-first)/first)
+			var more ticket.Ticket
+			if more, err = h.request(ctx, 1); err == nil {
+				var second float64
+				second, err = b.fetchedByHello(ctx, h, more)
+				next = append(next, (second-first)/first)
+			}
 		}
 		h.end()
 		if err != nil {
@@ -244,10 +248,9 @@ func (b *bench) fetching(ctx context.Context) error {
 	return nil
 }
 
-// fetchedByHello makes some clones, runs hello on them and returns what all of
-// the host's clones have fetched by then.
-func (b *bench) fetchedByHello(ctx context.Context, h *host, from, to int) (float64, error) {
-	t := h.some(from, to)
+// fetchedByHello makes the clones of a ticket, runs hello on them and returns
+// what all of the host's clones have fetched by then.
+func (b *bench) fetchedByHello(ctx context.Context, h *host, t ticket.Ticket) (float64, error) {
 	if _, _, err := h.clone(ctx, t); err != nil {
 		return 0, err
 	}

@@ -22,12 +22,13 @@ import (
 type plainQEMU struct {
 	cmd     *exec.Cmd
 	monitor *qmp.Client
-	channel net.Conn
+	control net.Conn
+	data    net.Conn
 }
 
 func startPlain(ctx context.Context, image *guest.Image, extra ...string) (*plainQEMU, error) {
-	var ends [2]*os.File
-	var conns [2]net.Conn
+	var ends [3]*os.File
+	var conns [3]net.Conn
 	for i := range ends {
 		fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 		if err != nil {
@@ -41,13 +42,14 @@ func startPlain(ctx context.Context, image *guest.Image, extra ...string) (*plai
 		}
 		mine.Close()
 	}
-	q := &plainQEMU{channel: conns[1]}
+	q := &plainQEMU{control: conns[1], data: conns[2]}
 	q.cmd = exec.Command(qemu.Binary, append([]string{
 		"-M", "microvm", "-accel", "tcg,thread=multi", "-cpu", "max", "-m", fmt.Sprint(memory >> 20),
 		"-nodefaults", "-no-user-config", "-display", "none",
 		"-chardev", "socket,id=monitor,fd=3", "-mon", "chardev=monitor,mode=control",
-		"-device", "virtio-serial-device", "-chardev", "socket,id=channel,fd=4",
-		"-device", "virtserialport,chardev=channel,name=" + qemu.PortName,
+		"-device", "virtio-serial-device",
+		"-chardev", "socket,id=control,fd=4", "-device", "virtserialport,chardev=control,name=" + agent.ControlPort,
+		"-chardev", "socket,id=data,fd=5", "-device", "virtserialport,chardev=data,name=" + agent.DataPort,
 		"-device", "virtio-balloon-device",
 		"-drive", "if=none,id=disk,format=raw,snapshot=on,file=" + image.Root, "-device", "virtio-blk-device,drive=disk",
 		"-netdev", "user,id=net,restrict=on", "-device", "virtio-net-device,netdev=net",
@@ -68,7 +70,8 @@ func startPlain(ctx context.Context, image *guest.Image, extra ...string) (*plai
 func (q *plainQEMU) end() {
 	q.cmd.Process.Kill()
 	q.cmd.Wait()
-	q.channel.Close()
+	q.control.Close()
+	q.data.Close()
 }
 
 // suspend boots a guest and writes it, RAM and all, to a file.
@@ -79,7 +82,7 @@ func (b *bench) suspend(ctx context.Context, image *guest.Image) (string, error)
 		return "", err
 	}
 	defer q.end()
-	if err := agent.AwaitReady(ctx, q.channel); err != nil {
+	if err := agent.NewControl(q.control).AwaitReady(ctx); err != nil {
 		return "", err
 	}
 	if err := q.monitor.Do(ctx, "migrate", map[string]any{"uri": "exec:cat > " + path}, nil); err != nil {
