@@ -97,6 +97,7 @@ func TestMain(m *testing.M) {
 		buildForTest() // cache_test.go
 		return
 	}
+	os.Setenv("TMPDIR", "/var/tmp") // what is in /tmp is not brought into a guest
 	code := m.Run()
 	if shared.dir != "" {
 		os.RemoveAll(shared.dir)

@@ -26,8 +26,8 @@ type gatherer struct {
 	folders []string // that are in whole, by their real paths
 }
 
-// anew are folders whose content each guest makes for itself.
-var anew = []string{"/dev", "/proc", "/run", "/sys"}
+// anew are folders over which a guest's agent mounts something of its own.
+var anew = []string{"/dev", "/proc", "/run", "/sys", "/tmp"}
 
 // add brings what lies at path, at the same path, with every symbolic link on the
 // way, its closure if it is a program or a library, and its interpreter if it is

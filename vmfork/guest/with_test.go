@@ -137,6 +137,7 @@ func TestWithErrors(t *testing.T) {
 		{Spec{With: []string{"relative"}}, "not an absolute path"},
 		{Spec{With: []string{"/"}}, "it is the whole machine"},
 		{Spec{With: []string{"/proc/version"}}, "is made anew in each guest"},
+		{Spec{With: []string{"/tmp"}}, "is made anew in each guest"},
 		{Spec{With: []string{fifo}}, "is neither a file nor a folder"},
 		{Spec{With: []string{prog}}, "needs the library libgone.so, which is not on this machine: install it"},
 		{Spec{With: []string{script}}, "wants to be run by no-such-program, which is not installed"},
