@@ -72,10 +72,7 @@ func TestAbandon(t *testing.T) {
 	for _, name := range []string{"writer", "held up", "sent", "ended", "terminal"} {
 		await(t, name, says(name))
 	}
-	want, err := sum(sent)
-	if err != nil {
-		t.Fatal(err)
-	}
+	want := runProgram(t, sent, "/usr/bin/cksum").out
 	for _, name := range []string{"sent", "ended"} {
 		if got, _ := os.ReadFile(mark(name)); string(got) != want {
 			t.Errorf("%s: what was sent before the fork has the sum %q, want %q", name, got, want)
@@ -179,41 +176,6 @@ func write(t *testing.T, w io.Writer, text string) {
 	if _, err := io.WriteString(w, text); err != nil {
 		t.Fatal(err)
 	}
-}
-
-// sum is what cksum says of a text.
-func sum(text string) (string, error) {
-	f, err := os.CreateTemp("", "sum")
-	if err != nil {
-		return "", err
-	}
-	defer os.Remove(f.Name())
-	defer f.Close()
-	if _, err := f.WriteString(text); err != nil {
-		return "", err
-	}
-	r, w, err := os.Pipe()
-	if err != nil {
-		return "", err
-	}
-	defer r.Close()
-	cmd := exec.Command("cksum")
-	f.Seek(0, io.SeekStart)
-	cmd.Stdin, cmd.Stdout = f, w
-	_, err = children().start(func() (int, error) { return startedPID(cmd) })
-	w.Close()
-	if err != nil {
-		return "", err
-	}
-	b, err := io.ReadAll(r)
-	return string(b), err
-}
-
-func startedPID(cmd *exec.Cmd) (int, error) {
-	if err := cmd.Start(); err != nil {
-		return 0, err
-	}
-	return cmd.Process.Pid, nil
 }
 
 // pipes counts this process's pipes and terminals.
