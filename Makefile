@@ -25,7 +25,7 @@ EXAMPLES := $(patsubst examples/%.c,bin/examples/%,$(wildcard examples/*.c))
 # nothing of it.
 WHOLE     = ./mpirun-sf/e2e
 
-.PHONY: build examples demo test test-all check test-whole test-parts lint bench-launch install clean deps check-go
+.PHONY: build examples demo test test-all check test-whole test-parts lint bench-launch bench-fork install clean deps check-go
 .NOTPARALLEL:
 
 build: check-go $(PRELOADS)
@@ -84,6 +84,10 @@ lint: check-go $(PRELOADS)
 bench-launch: deps
 	@$(MAKE) --no-print-directory build examples
 	$(GO) run $(AS_ROOT) ./benchmarks/launch $(ARGS)
+
+bench-fork: deps
+	@$(MAKE) --no-print-directory build
+	$(GO) run $(AS_ROOT) ./benchmarks/fork $(ARGS)
 
 install:
 	install -D -m 755 bin/mpirun-sf $(DESTDIR)$(PREFIX)/bin/mpirun-sf
