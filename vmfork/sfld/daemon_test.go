@@ -81,8 +81,15 @@ func startDaemon(t *testing.T) *Client {
 
 func small() RequestArgs { return RequestArgs{Clones: 2, VCPUs: 1, Memory: 128 << 20} }
 
-// reservation is the file of a job's reservation of memory.
-func reservation(t *testing.T) string { return filepath.Join(runDir, "jobs", jobName(t)+".job") }
+// reservations are the files of a job's reservations of memory.
+func reservations(t *testing.T) []string {
+	t.Helper()
+	files, err := filepath.Glob(filepath.Join(jobsDir, jobName(t)+".*.job"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return files
+}
 
 // descendants are the processes below pid, itself included.
 func descendants(t *testing.T, pid int) (all []int) {
@@ -140,8 +147,28 @@ func TestDaemon(t *testing.T) {
 	if err := g.Ticket.Check(); err != nil {
 		t.Error(err)
 	}
-	if _, err := os.Stat(reservation(t)); err != nil {
-		t.Errorf("the reservation: %v", err)
+	if r := reservations(t); len(r) != 1 {
+		t.Errorf("the reservations are %v", r)
+	}
+	// Another is beside it, and one that is killed is no more.
+	more, err := c.RequestTicket(t.Context(), small())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, want := fmt.Sprint(g.Ticket.Members(), more.Ticket.Members()), "[1 2] [3 4]"; got != want || g.Ticket.ID == more.Ticket.ID {
+		t.Errorf("tickets %s and %s are for members %s, want %s", g.Ticket.ID, more.Ticket.ID, got, want)
+	}
+	if r := reservations(t); len(r) != 2 {
+		t.Errorf("the reservations are %v", r)
+	}
+	if err := c.Kill(t.Context(), more.Ticket); err != nil {
+		t.Error(err)
+	}
+	if err := c.Kill(t.Context(), more.Ticket); err != nil {
+		t.Errorf("to kill what was killed: %v", err)
+	}
+	if r := reservations(t); len(r) != 1 {
+		t.Errorf("after one ticket was killed the reservations are %v", r)
 	}
 	if _, err := c.Share(t.Context(), ShareArgs{Folder: t.TempDir(), Target: "/data"}); err != nil {
 		t.Error(err)
@@ -156,11 +183,14 @@ func TestDaemon(t *testing.T) {
 	if _, err := c.Stage(t.Context(), "/no/such/program"); err == nil || !strings.Contains(err.Error(), "no such file") {
 		t.Errorf("a program that is not there was staged: %v", err)
 	}
-	if err := c.Kill(t.Context(), g.Ticket); err != nil {
-		t.Errorf("to end clones that never were: %v", err)
-	}
 	if _, err := c.Clone(t.Context(), ticket.Ticket{}, time.Second); err == nil {
 		t.Error("no ticket was good for clones")
+	}
+	if _, err := c.Clone(t.Context(), g.Ticket, time.Second); err == nil || !strings.Contains(err.Error(), "nothing yet to make clones of") {
+		t.Errorf("clones of nothing: %v", err)
+	}
+	if _, err := c.StartVM(t.Context(), VMArgs{VCPUs: 1, Limit: time.Second}); err == nil || !strings.Contains(err.Error(), "nothing yet to make a VM of") {
+		t.Errorf("a VM of nothing: %v", err)
 	}
 	pids := descendants(t, c.cmd.Process.Pid)
 	if len(pids) < 2 {
@@ -174,8 +204,8 @@ func TestDaemon(t *testing.T) {
 		t.Errorf("the end took %v", took)
 	}
 	gone(t, 0, pids)
-	if _, err := os.Stat(reservation(t)); err == nil {
-		t.Error("the reservation is still there")
+	if r := reservations(t); len(r) > 0 {
+		t.Errorf("the reservations %v are still there", r)
 	}
 	if entries, err := os.ReadDir(jobDir); err != nil || len(entries) > 0 {
 		t.Errorf("outside of the job its folder holds %v (%v)", entries, err)
@@ -196,10 +226,7 @@ func TestDaemon(t *testing.T) {
 // A session with a clone that is not there fails; it does not wait.
 func TestAttachToNobody(t *testing.T) {
 	c := startDaemon(t)
-	s, err := c.Attach(7)
-	if err != nil {
-		t.Fatal(err)
-	}
+	s := c.Attach(7)
 	defer s.Close()
 	if _, err := s.Start(t.Context(), agent.Command{Argv: []string{"/bin/true"}}); err == nil {
 		t.Error("a clone that is not there ran a program")
@@ -274,6 +301,7 @@ func TestSomethingIsMissing(t *testing.T) {
 		"Share":         func() error { _, err := c.Share(t.Context(), ShareArgs{}); return err },
 		"Stage":         func() error { _, err := c.Stage(t.Context(), "/bin/true"); return err },
 		"Kill":          func() error { return c.Kill(t.Context(), ticket.Ticket{}) },
+		"StartVM":       func() error { _, err := c.StartVM(t.Context(), VMArgs{}); return err },
 		"Counters":      func() error { _, err := c.Counters(t.Context()); return err },
 	} {
 		if err := call(); err == nil || !strings.Contains(err.Error(), "mount memtap") {
@@ -376,13 +404,16 @@ func TestKilled(t *testing.T) {
 			}
 			gone(t, 2*time.Second, pids)
 			// A file may stay; its lock does not, and the next job goes on.
-			f, err := os.Open(reservation(t))
-			if err == nil {
+			for _, path := range reservations(t) {
+				f, err := os.Open(path)
+				if err != nil {
+					t.Fatal(err)
+				}
 				if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
 					t.Errorf("the reservation is still held: %v", err)
 				}
 				f.Close()
-				os.Remove(reservation(t))
+				os.Remove(path)
 			}
 		})
 	}
