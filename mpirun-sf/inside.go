@@ -303,6 +303,16 @@ func (forkAPI) Join(ctx context.Context, id string) error {
 	return err
 }
 
+func (forkAPI) Machines(ctx context.Context) (names []string, err error) {
+	ctx, cancel := context.WithTimeout(ctx, answerLimit)
+	defer cancel()
+	members, err := vmfork.List(ctx)
+	for _, m := range members {
+		names = append(names, m.Name)
+	}
+	return names, err
+}
+
 func (forkAPI) Kill(ctx context.Context, id string) error {
 	return vmfork.Kill(ctx, ticket.Ticket{ID: id})
 }

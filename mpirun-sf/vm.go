@@ -14,6 +14,7 @@ import (
 
 	"github.com/urfave/cli/v2"
 
+	"github.com/mpirun-sf/mpirun-sf/vmfork"
 	"github.com/mpirun-sf/mpirun-sf/vmfork/agent"
 	"github.com/mpirun-sf/mpirun-sf/vmfork/api"
 )
@@ -181,6 +182,9 @@ func vmList(c *cli.Context) error {
 	fmt.Fprintln(w, "VM\tNAME\tMEMBER\tIP\tCLONE OF\tTICKET\tID")
 	for _, vm := range runningVMs() {
 		members, err := vm.list(c.Context)
+		if errors.Is(err, vmfork.ErrOutside) {
+			continue // it is starting
+		}
 		if err != nil {
 			tui.Notice("%s does not answer: %v", vm.name, err)
 			continue
@@ -224,18 +228,7 @@ func args0(args []string) string {
 
 // vmVerb calls a verb of sf's upon a machine of this host.
 func vmVerb(ctx context.Context, verb string, args []string) error {
-	name := "parent"
-	for i := 0; i < len(args); i++ {
-		switch v, joined := strings.CutPrefix(args[i], "--vm="); {
-		case joined:
-			name, args = v, slices.Delete(args, i, i+1)
-		case args[i] == "--vm" && i+1 < len(args):
-			name, args = args[i+1], slices.Delete(args, i, i+2)
-		default:
-			continue
-		}
-		break
-	}
+	name, args := takeVM(args)
 	if !slices.Contains(args, "--help") && !slices.Contains(args, "-h") {
 		vm, member, err := findMachine(ctx, name)
 		if err != nil {
@@ -250,4 +243,17 @@ func vmVerb(ctx context.Context, verb string, args []string) error {
 		return exitStatus(status)
 	}
 	return nil
+}
+
+// takeVM takes the first --vm NAME out of a verb's arguments.
+func takeVM(args []string) (name string, rest []string) {
+	for i, a := range args {
+		if name, joined := strings.CutPrefix(a, "--vm="); joined {
+			return name, slices.Concat(args[:i], args[i+1:])
+		}
+		if a == "--vm" && i+1 < len(args) {
+			return args[i+1], slices.Concat(args[:i], args[i+2:])
+		}
+	}
+	return "parent", args
 }

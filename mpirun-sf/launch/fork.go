@@ -37,9 +37,11 @@ type API interface {
 	RequestTicket(ctx context.Context, clones, vcpus int) (ticket.Ticket, error)
 	// Clone returns in the parent, with 0, and in every clone, with its id.
 	Clone(ctx context.Context, ticket string) (id int, err error)
-	// Join waits for the end of all clones. An error that [Lost] knows says
-	// which clone ended without being asked to.
+	// Join waits for the end of all clones, and fails at once if there is
+	// nothing more to wait for: somebody killed the ticket.
 	Join(ctx context.Context, ticket string) error
+	// Machines are the names of all machines that there are.
+	Machines(ctx context.Context) ([]string, error)
 	Kill(ctx context.Context, ticket string) error
 	// Exit ends the clone that it is called in. It returns only if it cannot.
 	Exit() error
@@ -213,15 +215,45 @@ func (f *Fork) gather(ctx context.Context, l *net.TCPListener) (_ []*agent.Sessi
 	return sessions, nil
 }
 
+// watchInterval is how often clones are looked after. A machine that is gone
+// says nothing more, and its connections neither.
+const watchInterval = 2 * time.Second
+
 // Watch reports a clone that is lost, until the job's context ends.
 func (f *Fork) Watch(ctx context.Context, lost chan<- string) {
-	err := f.API.Join(ctx, f.Ticket.ID)
-	if err == nil || ctx.Err() != nil {
-		return
-	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	reasons := make(chan string, 2)
+	go func() {
+		if err := f.API.Join(ctx, f.Ticket.ID); err != nil && ctx.Err() == nil {
+			reasons <- err.Error()
+		}
+	}()
+	go func() {
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case <-time.After(watchInterval):
+			}
+			// Of what it cannot be asked now, it will be asked again.
+			if names, err := f.API.Machines(ctx); err == nil {
+				for _, c := range f.Ticket.Clones {
+					if !slices.Contains(names, c.Name) {
+						reasons <- c.Name + " was lost: its virtual machine has ended"
+						return
+					}
+				}
+			}
+		}
+	}()
 	select {
-	case lost <- err.Error():
-	default:
+	case reason := <-reasons:
+		select {
+		case lost <- reason:
+		default:
+		}
+	case <-ctx.Done():
 	}
 }
 

@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -65,6 +66,7 @@ type fakeAPI struct {
 	ended  chan int // ids
 	lost   chan error
 	exited chan struct{} // closed by Exit
+	gone   atomic.Int64  // a clone that there is no more
 
 	mu     sync.Mutex // guards clones
 	clones map[int]*exec.Cmd
@@ -120,6 +122,16 @@ func (a *fakeAPI) Join(ctx context.Context, id string) error {
 	case <-ctx.Done():
 		return ctx.Err()
 	}
+}
+
+func (a *fakeAPI) Machines(context.Context) ([]string, error) {
+	names := []string{"parent"}
+	for _, c := range a.fork.Ticket.Clones {
+		if int64(c.ID) != a.gone.Load() {
+			names = append(names, c.Name)
+		}
+	}
+	return names, nil
 }
 
 func (a *fakeAPI) Kill(context.Context, string) error {
@@ -351,24 +363,34 @@ func TestForkThatFails(t *testing.T) {
 	}
 }
 
-// A clone that is lost ends the job with Join's reason.
+// A clone that is lost ends the job, with Join's reason or that it is gone.
 func TestForkLosesClone(t *testing.T) {
-	tr := newTrial(t, `echo ready; sleep 60`)
-	f, api := newFork(t, 2, 1)
-	sessions, err := f.Clone(t.Context())
-	if err != nil {
-		t.Fatal(err)
+	for name, c := range map[string]struct {
+		lose func(*fakeAPI)
+		says string
+	}{
+		"the ticket was killed": {func(a *fakeAPI) { a.lost <- errors.New("the ticket was killed") }, "the ticket was killed"},
+		"a machine is gone":     {func(a *fakeAPI) { a.gone.Store(2) }, "clone-2 was lost: its virtual machine has ended"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			tr := newTrial(t, `echo ready; sleep 60`)
+			f, api := newFork(t, 2, 1)
+			sessions, err := f.Clone(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			tr.Places = f.Places(2, 0, nil, sessions)
+			lost := make(chan string, 1)
+			tr.Lost = lost
+			go f.Watch(t.Context(), lost)
+			go func() {
+				tr.awaitOutput(t, "ready", 2)
+				c.lose(api)
+			}()
+			fails(t, tr.run(t, watchInterval+5*time.Second), 1, c.says)
+		})
 	}
-	tr.Places = f.Places(2, 0, nil, sessions)
-	lost := make(chan string, 1)
-	tr.Lost = lost
-	go f.Watch(t.Context(), lost)
-	go func() {
-		tr.awaitOutput(t, "ready", 2)
-		api.clones[2].Process.Kill()
-		api.lost <- errors.New("clone-2 was lost: killed by the host")
-	}()
-	fails(t, tr.run(t, 5*time.Second), 1, "clone-2 was lost: killed by the host")
 }
 
 func TestPlaces(t *testing.T) {
