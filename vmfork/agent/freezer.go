@@ -91,9 +91,6 @@ func (f *freezer) close() {
 	}
 }
 
-// fd is the group's folder, for [syscall.SysProcAttr]'s CgroupFD.
-func (f *freezer) fd() int { return f.dir }
-
 // start has begin start a process with attr in the group, once that is not
 // frozen. Without a group it only begins.
 func (f *freezer) start(attr *syscall.SysProcAttr, begin func() error) error {
