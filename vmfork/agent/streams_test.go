@@ -103,6 +103,68 @@ func TestAbandon(t *testing.T) {
 	}
 }
 
+// stuck is a channel to a host that has stopped listening.
+type stuck struct {
+	net.Conn
+	now, closed chan struct{}
+}
+
+func (s stuck) Write(p []byte) (int, error) {
+	select {
+	case <-s.now:
+		<-s.closed
+		return 0, net.ErrClosed
+	default:
+		return s.Conn.Write(p)
+	}
+}
+
+func (s stuck) Close() error {
+	close(s.closed)
+	return s.Conn.Close()
+}
+
+// A host that does not listen delays a clone for drainLimit at most, and the
+// end of the session is not taken for an end of input.
+func TestAbandonStuck(t *testing.T) {
+	if !asInit(t) {
+		return
+	}
+	mine, theirs := channel(t)
+	host := stuck{theirs, make(chan struct{}), make(chan struct{})}
+	c, err := newClone(host)
+	if err != nil {
+		t.Fatal(err)
+	}
+	go c.serve()
+	s, err := Dial(mine)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	dir := t.TempDir()
+	in := open(t, s, 1, 0)
+	start(t, s, shell(1, "until [ -e "+dir+"/fork ]; do sleep 0.01; done; cat >"+dir+"/got; echo >"+dir+"/ended"))
+	// More than a pipe and half a window, from where on room is announced.
+	write(t, in, strings.Repeat("x", 250<<10))
+	time.Sleep(100 * time.Millisecond) // so that it has come
+	close(host.now)
+	begin := time.Now()
+	abandon()
+	if took := time.Since(begin); took < drainLimit || took > 5*drainLimit {
+		t.Errorf("abandoning took %v, and should give up after %v", took, drainLimit)
+	}
+	c.mux.Close()
+	if err := os.WriteFile(dir+"/fork", nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	await(t, "what had been sent", func() bool { f, err := os.Stat(dir + "/got"); return err == nil && f.Size() == 250<<10 })
+	time.Sleep(100 * time.Millisecond)
+	if _, err := os.Stat(dir + "/ended"); err == nil {
+		t.Error("the end of the session ended a process's input")
+	}
+}
+
 // Where no fork was, the end of the session is the end of the streams.
 func TestSessionLost(t *testing.T) {
 	if !asInit(t) {
