@@ -45,6 +45,7 @@ func TestOptions(t *testing.T) {
 		"-start-timeout 90s ./a":       func(o options) bool { return o.startLimit == 90*time.Second },
 		"-l ./a":                       func(o options) bool { return o.label },
 		"-prepend-rank ./a":            func(o options) bool { return o.label },
+		"--parent-ranks ./a":           func(o options) bool { return o.parentRanks && slices.Equal(o.given, []string{"parent-ranks"}) },
 		"--strict --oversubscribe ./a": func(o options) bool { return o.strict && o.oversubscribe },
 		"--accel tcg ./a":              func(o options) bool { return o.accel == "tcg" },
 		"-wdir / ./a":                  func(o options) bool { return o.dir == "/" },
