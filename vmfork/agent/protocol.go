@@ -77,6 +77,7 @@ type request struct {
 	PMI   *PMI            `json:"pmi,omitempty"`
 	Run   *Command        `json:"run,omitempty"`
 	Stdio *Stdio          `json:"stdio,omitempty"`
+	SSH   *SSH            `json:"ssh,omitempty"`
 }
 
 // Place takes an executable of a mounted folder into the clone's memory and

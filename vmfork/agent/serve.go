@@ -94,6 +94,10 @@ func (c *clone) handle(st *stream) {
 			p.Run(context.Background())
 			return
 		}
+	case r.SSH != nil:
+		if err = c.ssh(st, *r.SSH); err == nil {
+			return
+		}
 	case r.Run != nil:
 		if err = c.run(st, *r.Run); err == nil {
 			return

@@ -136,6 +136,15 @@ func (s *Session) Stdio(ctx context.Context, id, fd int) (io.ReadWriteCloser, er
 	return st, nil
 }
 
+// SSH begins a conversation with an SSH server in the VM.
+func (s *Session) SSH(ctx context.Context, c SSH) (net.Conn, error) {
+	st, err := s.ask(ctx, request{SSH: &c})
+	if err != nil {
+		return nil, fmt.Errorf("start an SSH server: %w", err)
+	}
+	return st, nil
+}
+
 // Process is a process in a clone.
 type Process struct {
 	st   *stream
