@@ -25,7 +25,11 @@ Inside, sf and mpirun-sf fork it.
 Usage:
     mpirun-sf vm run [options] [--] [COMMAND [ARGUMENTS]]
     mpirun-sf vm ls                 the machines that run, and their clones
+    mpirun-sf vm exec NAME [COMMAND [ARGUMENTS]]
+                                    run one more command in a machine or a clone
     mpirun-sf vm ssh NAME [COMMAND [ARGUMENTS]]
+                                    the same through ssh; for scp -O, rsync and others:
+                                    ssh -F /run/mpirun-sf/vm/VM/ssh_config NAME
     mpirun-sf vm VERB --vm NAME     a verb of the VM fork API from outside: request-ticket,
                                     ticket, clone, checkpoint, create-clones, discard,
                                     join, kill; as sf VERB inside (mpirun-sf sf --help)
@@ -67,7 +71,9 @@ func vmCommand() *cli.Command {
 		Subcommands: []*cli.Command{
 			{Name: "run", Usage: "start a machine and run a command in it", ArgsUsage: "[COMMAND ...]", CustomHelpTemplate: vmUsage, Flags: vmFlags(), Action: vmRunAction},
 			{Name: "ls", Usage: "list the machines that run", CustomHelpTemplate: vmUsage, Action: vmList},
-			{Name: "ssh", Usage: "run a command in a machine", ArgsUsage: "NAME [COMMAND ...]", CustomHelpTemplate: vmUsage, SkipFlagParsing: true, Action: vmSSH},
+			{Name: "exec", Usage: "run a command in a machine", ArgsUsage: "NAME [COMMAND ...]", CustomHelpTemplate: vmUsage, SkipFlagParsing: true, Action: vmExec},
+			{Name: "ssh", Usage: "the same through ssh", ArgsUsage: "NAME [COMMAND ...]", CustomHelpTemplate: vmUsage, SkipFlagParsing: true, Action: vmSSH},
+			{Name: "connect", Hidden: true, ArgsUsage: "NAME", Action: vmConnect},
 		},
 	}
 	for _, verb := range apiVerbs {
@@ -204,10 +210,10 @@ func vmList(c *cli.Context) error {
 	return w.Flush()
 }
 
-func vmSSH(c *cli.Context) error {
+func vmExec(c *cli.Context) error {
 	args := c.Args().Slice()
 	if len(args) == 0 {
-		return errors.New("vm ssh: which machine? mpirun-sf vm ls shows them")
+		return errors.New("vm exec: which machine? mpirun-sf vm ls shows them")
 	}
 	vm, member, err := findMachine(c.Context, args[0])
 	if err != nil {

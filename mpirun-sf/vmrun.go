@@ -50,6 +50,9 @@ func runVM(ctx context.Context, o vmOptions) (err error) {
 		return err
 	}
 	defer release()
+	if err := v.at.writeKeys(); err != nil {
+		return err
+	}
 	if v.daemon, err = v.startDaemon(ctx, v.notice); err != nil {
 		return err
 	}
