@@ -86,9 +86,11 @@ func (c caller) do(ctx context.Context, r api.Request) (reply api.Reply, err err
 	case api.CheckpointParent:
 		return c.checkpointParent(ctx, target)
 	case api.Discard:
-		if _, err := c.checkpoint(r); err != nil {
+		k, err := c.checkpoint(r)
+		if err != nil {
 			return reply, err
 		}
+		e.release(k.generation)
 		e.forget(r.Value("checkpoint"))
 		return api.OK(), nil
 	}
@@ -114,7 +116,7 @@ func (c caller) do(ctx context.Context, r api.Request) (reply api.Reply, err err
 		if err != nil {
 			return reply, err
 		}
-		defer e.release(e.retain(k.generation))
+		defer e.release(k.generation)
 		err = e.fork(ctx, g, func(ctx context.Context) error {
 			_, err := e.clones(ctx, g, k.generation, k.of, agent.Fork{Call: k.call, Checkpoint: r.Value("checkpoint")})
 			return err
@@ -216,7 +218,8 @@ func (c caller) grant(r api.Request) (*grant, error) {
 	return g, nil
 }
 
-// checkpoint is the checkpoint that a call names.
+// checkpoint is the checkpoint that a call names. Its generation is the
+// caller's to release: it may be discarded meanwhile.
 func (c caller) checkpoint(r api.Request) (*checkpoint, error) {
 	id := r.Value("checkpoint")
 	c.e.mu.Lock()
@@ -228,6 +231,7 @@ func (c caller) checkpoint(r api.Request) (*checkpoint, error) {
 	case c.m != nil && (k.owner == nil || !c.ownsLocked(k.owner)):
 		return nil, refuse("checkpoint %s is another VM's", id)
 	}
+	k.generation.uses++
 	return k, nil
 }
 
@@ -265,7 +269,7 @@ func (e *Engine) warmUpFor(g *grant, of *machine, s *successor) {
 		return
 	}
 	for _, who := range g.ticket.Clones {
-		e.warmUpLocked(who, s.generation, below)
+		e.warmUpLocked(g, who, s.generation, below)
 	}
 }
 
@@ -281,8 +285,15 @@ func (c caller) checkpointParent(ctx context.Context, target *machine) (reply ap
 	}
 	id := fmt.Sprintf("%s-c%d", e.opts.Job, e.number())
 	e.mu.Lock()
-	e.checkpoints[id] = k
+	gone := c.m != nil && c.m.ended // and its checkpoints with it
+	if !gone {
+		e.checkpoints[id] = k
+	}
 	e.mu.Unlock()
+	if gone {
+		e.release(generation)
+		return reply, unknown("%s is gone", c.m.Name)
+	}
 	return withTimes(api.CheckpointReply(id, 0, ""), f, nil), nil
 }
 

@@ -31,8 +31,9 @@ const processLimit = time.Minute
 
 // warmUp begins to start a clone's hypervisor process over a generation, which
 // the caller holds, and above the disk layers of that. One that is started
-// already is good if it is over the same generation, and is ended otherwise.
-func (e *Engine) warmUp(who ticket.Clone, g *generation, below []*slice.Slice) *warmed {
+// already is good if it is over the same generation, and is ended otherwise. For
+// a grant that is discarded nothing is started, for nobody would end it.
+func (e *Engine) warmUp(t *grant, who ticket.Clone, g *generation, below []*slice.Slice) *warmed {
 	e.mu.Lock()
 	if w := e.warm[who.Member]; w != nil && w.base != g {
 		e.mu.Unlock()
@@ -40,14 +41,19 @@ func (e *Engine) warmUp(who ticket.Clone, g *generation, below []*slice.Slice) *
 		e.mu.Lock()
 	}
 	defer e.mu.Unlock()
-	return e.warmUpLocked(who, g, below)
+	return e.warmUpLocked(t, who, g, below)
 }
 
-func (e *Engine) warmUpLocked(who ticket.Clone, g *generation, below []*slice.Slice) *warmed {
+func (e *Engine) warmUpLocked(t *grant, who ticket.Clone, g *generation, below []*slice.Slice) *warmed {
 	if w := e.warm[who.Member]; w != nil {
 		return w
 	}
 	w := &warmed{member: who.Member, base: g, done: make(chan struct{})}
+	if t.gone || e.closed {
+		w.err = killedError(t)
+		close(w.done)
+		return w
+	}
 	e.warm[who.Member] = w
 	g.uses++
 	e.background.Go(func() {
@@ -85,13 +91,13 @@ func (e *Engine) clones(ctx context.Context, t *grant, g *generation, parent *ma
 	began := time.Now()
 	result := &Cloned{Running: map[int]time.Duration{}, Ready: map[int]time.Duration{}, CPU: map[int]time.Duration{}}
 	for _, who := range t.ticket.Clones {
-		e.warmUp(who, g, g.disk)
+		e.warmUp(t, who, g, g.disk)
 	}
 	var mu sync.Mutex // guards result
 	group, each := errgroup.WithContext(ctx)
 	for _, who := range t.ticket.Clones {
 		group.Go(func() error {
-			w := e.warmUp(who, g, g.disk)
+			w := e.warmUp(t, who, g, g.disk)
 			select {
 			case <-w.done:
 			case <-each.Done():
@@ -117,7 +123,7 @@ func (e *Engine) clones(ctx context.Context, t *grant, g *generation, parent *ma
 		})
 	}
 	if parent != nil {
-		group.Go(func() error { return e.introduce(each, parent, t.ticket) })
+		group.Go(func() error { return e.introduce(parent, t.ticket) })
 	}
 	err := group.Wait()
 	if err != nil && errors.Is(ctx.Err(), context.DeadlineExceeded) {
@@ -136,14 +142,23 @@ func (e *Engine) clones(ctx context.Context, t *grant, g *generation, parent *ma
 	return result, nil
 }
 
-// introduce makes the clones to come known to their parent: names, and
-// neighbours that nobody has to ask for.
-func (e *Engine) introduce(ctx context.Context, parent *machine, t ticket.Ticket) error {
+// introduceLimit is how long an agent may take to learn names.
+const introduceLimit = time.Minute
+
+// introduce makes the clones to come known to their parent, if that still
+// lives: names, and neighbours that nobody has to ask for. It goes to its end
+// even where a clone has failed, for an order that is cut off is a VM's last.
+func (e *Engine) introduce(parent *machine, t ticket.Ticket) error {
+	ctx, cancel := context.WithTimeout(e.ctx, introduceLimit)
+	defer cancel()
 	var members []network.Member
 	for _, c := range t.Clones {
 		members = append(members, e.plan.Member(c.Member))
 	}
 	parent.orders.Lock()
 	defer parent.orders.Unlock()
-	return parent.agent.Members(ctx, members)
+	if err := parent.agent.Members(ctx, members); err != nil && !e.isEnded(parent) {
+		return fmt.Errorf("%s: %w", parent.Name, err)
+	}
+	return nil
 }

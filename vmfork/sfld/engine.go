@@ -12,6 +12,7 @@ import (
 	"github.com/rs/zerolog"
 	"golang.org/x/sync/semaphore"
 
+	"github.com/mpirun-sf/mpirun-sf/vmfork/allocator"
 	"github.com/mpirun-sf/mpirun-sf/vmfork/guest"
 	"github.com/mpirun-sf/mpirun-sf/vmfork/hypervisor"
 	"github.com/mpirun-sf/mpirun-sf/vmfork/hypervisor/qemu"
@@ -49,6 +50,8 @@ type Engine struct {
 	checkpoints map[string]*checkpoint
 	layers      map[*slice.Slice]int // how many generations have each
 	shares      []*share.Server
+	first       *allocator.Grant // of the first VM, nil before there is one
+	closed      bool
 	serial      int   // of names
 	copied      int64 // bytes of dirtied pages, by all forks
 }
@@ -127,6 +130,7 @@ func (e *Engine) takeMembers(n int) []int {
 // what can say that something went wrong. The job's context has ended.
 func (e *Engine) Close() error {
 	e.mu.Lock()
+	e.closed = true
 	var machines []*machine
 	for _, m := range e.machines {
 		machines = append(machines, m)
@@ -139,7 +143,7 @@ func (e *Engine) Close() error {
 	for _, g := range e.grants {
 		grants = append(grants, g)
 	}
-	shares := e.shares
+	shares, first := e.shares, e.first
 	e.shares = nil
 	e.mu.Unlock()
 	var wg sync.WaitGroup
@@ -166,6 +170,9 @@ func (e *Engine) Close() error {
 	}
 	for _, g := range grants {
 		g.reserved.Release()
+	}
+	if first != nil {
+		first.Release()
 	}
 	return errors.Join(errs...)
 }

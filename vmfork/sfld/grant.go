@@ -20,11 +20,12 @@ type grant struct {
 	ticket   ticket.Ticket
 	owner    *machine // who may clone, join and kill by it; nil for the host
 	reserved *allocator.Grant
-	cancel   context.CancelFunc // of the clone call under way
 
 	// Guarded by Engine.mu.
 	used    bool // it has made its clones, or is at it
-	gone    bool // discarded
+	cancel  context.CancelFunc
+	forked  chan struct{} // with cancel, once used: closed when nobody makes clones any more
+	gone    bool          // discarded
 	clones  map[int]*machine
 	exits   map[int]int   // by id, of those that have called exit
 	lost    map[int]error // of those that ended otherwise
@@ -51,47 +52,75 @@ func (e *Engine) request(owner *machine, d demand, vcpus int, memory int64) (*gr
 	members := e.takeMembers(r.Clones)
 	r.Clones = len(members)
 	g := &grant{
-		owner: owner, reserved: r, cancel: func() {},
+		owner: owner, reserved: r,
 		clones: map[int]*machine{}, exits: map[int]int{}, lost: map[int]error{}, changed: make(chan struct{}),
 	}
 	id := fmt.Sprintf("%s-t%d", e.opts.Job, e.number())
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	g.ticket = ticket.New(id, e.plan, d.clones, members, r.VCPUs, e.host)
-	if len(members) > 0 {
+	switch {
+	case owner != nil && owner.ended:
+		// What ends with it has been looked up already.
+		e.freeLocked(g)
+		return nil, unknown("%s is gone", owner.Name)
+	case len(members) == 0:
+		r.Release()
+	default:
 		e.grants[id] = g
 	}
 	return g, nil
 }
 
+// freeLocked gives back what a grant has reserved.
+func (e *Engine) freeLocked(g *grant) {
+	g.reserved.Release()
+	for _, c := range g.ticket.Clones {
+		delete(e.taken, c.Member)
+	}
+}
+
+// forkLimit is how long a fork may take if its caller sets no limit: more than
+// an agent takes to give up.
+const forkLimit = 5 * time.Minute
+
 // use marks a grant as having made its clones, and returns a context that
-// discarding it ends.
-func (e *Engine) use(ctx context.Context, g *grant) (context.Context, error) {
+// discarding it ends. Whoever discards it waits for done.
+func (e *Engine) use(ctx context.Context, g *grant) (limited context.Context, done func(), err error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if g.used {
-		return nil, &api.Error{Kind: api.KindState, Text: fmt.Sprintf("ticket %s has made its clones; ask for another", g.ticket.ID)}
+	switch {
+	case g.gone:
+		return nil, nil, killedError(g)
+	case g.used:
+		return nil, nil, &api.Error{Kind: api.KindState, Text: fmt.Sprintf("ticket %s has made its clones; ask for another", g.ticket.ID)}
 	}
 	g.used = true
-	ctx, g.cancel = context.WithCancel(ctx)
-	return ctx, nil
+	limited, g.cancel = context.WithTimeout(ctx, forkLimit)
+	g.forked = make(chan struct{})
+	return limited, func() { g.cancel(); close(g.forked) }, nil
+}
+
+func killedError(g *grant) error {
+	return &api.Error{Kind: api.KindKilled, Text: fmt.Sprintf("ticket %s was killed", g.ticket.ID)}
 }
 
 // fork makes a grant's clones by make, all or none. After an error the grant is
 // discarded.
 func (e *Engine) fork(ctx context.Context, g *grant, make func(ctx context.Context) error) error {
-	limited, err := e.use(ctx, g)
+	limited, done, err := e.use(ctx, g)
 	if err != nil {
 		return err
 	}
 	err = make(limited)
+	done()
 	e.mu.Lock()
 	gone := g.gone
 	e.mu.Unlock()
 	if err != nil || gone {
 		e.discard(g)
 		if gone {
-			return &api.Error{Kind: api.KindKilled, Text: fmt.Sprintf("ticket %s was killed while its clones were made", g.ticket.ID)}
+			return killedError(g)
 		}
 	}
 	return err
@@ -116,7 +145,8 @@ func (e *Engine) live(ctx context.Context, g *grant, of *machine, call string) (
 	return f, c, err
 }
 
-// discard ends a grant: its clones are killed, what it reserved is free.
+// discard ends a grant: its clones are killed, what it reserved is free. If
+// clones are made of it just now, that fails first, so that none is forgotten.
 func (e *Engine) discard(g *grant) {
 	e.mu.Lock()
 	if g.gone {
@@ -124,17 +154,18 @@ func (e *Engine) discard(g *grant) {
 		return
 	}
 	g.gone = true
-	g.cancel()
 	delete(e.grants, g.ticket.ID)
 	e.tellLocked(g)
+	used := g.used
 	e.mu.Unlock()
+	if used {
+		g.cancel()
+		<-g.forked
+	}
 	e.killClones(g)
-	g.reserved.Release()
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	for _, c := range g.ticket.Clones {
-		delete(e.taken, c.Member)
-	}
+	e.freeLocked(g)
 }
 
 // killClones ends all that a grant has, also what was started ahead.
@@ -228,13 +259,13 @@ func (e *Engine) join(ctx context.Context, g *grant) (exits map[int]int, lost ma
 		used, gone, changed := g.used, g.gone, g.changed
 		e.mu.Unlock()
 		switch {
-		case gone:
-			return nil, nil, &api.Error{Kind: api.KindKilled, Text: fmt.Sprintf("ticket %s was killed", g.ticket.ID)}
-		case !used:
-			return nil, nil, &api.Error{Kind: api.KindState, Text: fmt.Sprintf("ticket %s has not made its clones", g.ticket.ID)}
-		case len(exits)+len(lost) == len(g.ticket.Clones):
+		case len(exits)+len(lost) == len(g.ticket.Clones): // also where another has joined them just before
 			e.discard(g)
 			return exits, lost, nil
+		case gone:
+			return nil, nil, killedError(g)
+		case !used:
+			return nil, nil, &api.Error{Kind: api.KindState, Text: fmt.Sprintf("ticket %s has not made its clones", g.ticket.ID)}
 		}
 		select {
 		case <-changed:

@@ -151,6 +151,8 @@ func (e *Engine) start(ctx context.Context, m *machine, fork agent.Fork, began t
 	if err := m.vm.Restore(ctx, m.base.state); err != nil {
 		return t, e.blame(m.base, err)
 	}
+	ctx, stop := whileRuns(ctx, m.vm)
+	defer stop()
 	t.running = time.Since(began)
 	if t.cpu, err = m.vm.CPUTime(); err != nil {
 		return t, e.blame(m.base, err)
@@ -171,6 +173,11 @@ func (e *Engine) start(ctx context.Context, m *machine, fork agent.Fork, began t
 	}
 	t.ready = time.Since(began)
 	e.mu.Lock()
+	if m.ended {
+		e.mu.Unlock()
+		session.Close()
+		return t, fmt.Errorf("%s was killed while it started", m.Name)
+	}
 	m.session = session
 	e.machines[m.Member] = m
 	vm := m.vm
@@ -178,6 +185,20 @@ func (e *Engine) start(ctx context.Context, m *machine, fork agent.Fork, began t
 	e.background.Go(func() { e.watch(m, vm) })
 	e.background.Go(func() { e.serveCalls(m, session) })
 	return t, nil
+}
+
+// whileRuns is a context that ends with a machine's process too: the ports stay
+// open without it, and who waits there would wait on.
+func whileRuns(ctx context.Context, vm hypervisor.VM) (limited context.Context, stop func()) {
+	limited, cancel := context.WithCancelCause(ctx)
+	go func() {
+		select {
+		case <-vm.Done():
+			cancel(errors.New("the guest is gone"))
+		case <-limited.Done():
+		}
+	}()
+	return limited, func() { cancel(nil) }
 }
 
 // startTimes says how long the steps of a start took, from the call that asked
@@ -226,7 +247,7 @@ func dialAfter(ctx context.Context, p *port, mark []byte) (*agent.Session, error
 		b, err := in.ReadByte()
 		if err != nil {
 			if ctx.Err() != nil {
-				err = ctx.Err()
+				err = context.Cause(ctx)
 			}
 			return nil, fmt.Errorf("wait for its session: %w", err)
 		}
@@ -278,15 +299,17 @@ func (e *Engine) end(m *machine) {
 	}
 	vm := m.vm
 	e.mu.Unlock()
+	// What waits for the machine or writes to it fails now; a fork that is under
+	// way as well, or it has made a successor.
+	vm.Kill()
+	m.control.Close()
+	m.data.Conn.Close()
 	for _, g := range grants {
 		e.discard(g)
 	}
 	for _, id := range checkpoints {
 		e.forget(id)
 	}
-	// A fork that is under way fails soon, or has made a successor.
-	vm.Kill()
-	m.control.Close()
 	m.forking.Lock()
 	defer m.forking.Unlock()
 	e.mu.Lock()

@@ -79,15 +79,18 @@ func (s *service) Prepare(args PrepareArgs, out *Prepared) (err error) {
 func (s *service) startAhead(n int) {
 	e := s.e
 	e.mu.Lock()
-	var clones []ticket.Clone
+	var grants []*grant
 	for _, g := range e.grants {
 		if g.owner == nil && !g.used {
-			clones = append(clones, g.ticket.Clones...)
+			grants = append(grants, g)
 		}
 	}
 	e.mu.Unlock()
-	for _, c := range clones[:min(n, len(clones))] {
-		e.warmUp(c, e.booted, e.booted.disk)
+	for _, g := range grants {
+		for _, c := range g.ticket.Clones[:min(n, len(g.ticket.Clones))] {
+			e.warmUp(g, c, e.booted, e.booted.disk)
+			n--
+		}
 	}
 }
 
@@ -154,6 +157,7 @@ func (s *service) Clone(args CloneArgs, out *Cloned) error {
 		c, err := e.clones(ctx, g, e.booted, nil, agent.Fork{})
 		if err == nil {
 			*out = *c
+			e.keepTrace(e.booted)
 		}
 		return err
 	})
@@ -181,6 +185,16 @@ func (s *service) StartVM(args VMArgs, out *VMStarted) error {
 	if err != nil {
 		return err
 	}
+	e.mu.Lock()
+	there := e.first != nil
+	if !there && g.Clones > 0 {
+		e.first = g // or its lock would go with the garbage
+	}
+	e.mu.Unlock()
+	if there {
+		g.Release()
+		return errors.New("the job has its first VM already")
+	}
 	if g.Clones == 0 {
 		return fmt.Errorf("a VM of %d MB does not fit into the %d MB that are free on %s: give it less with --memory", g.Each>>20, g.Free>>20, e.host)
 	}
@@ -194,10 +208,14 @@ func (s *service) StartVM(args VMArgs, out *VMStarted) error {
 		}
 	}
 	if err != nil {
+		e.mu.Lock()
+		e.first = nil
+		e.mu.Unlock()
 		g.Release()
 		return err
 	}
 	out.Ready = time.Since(began)
+	e.keepTrace(e.booted)
 	return nil
 }
 
@@ -221,7 +239,7 @@ func (s *service) Share(args ShareArgs, out *Shared) error {
 	e.mu.Lock()
 	e.shares = append(e.shares, server)
 	e.mu.Unlock()
-	out.Mounting = share.Mounting{Server: address, Token: config.Token, Target: args.Target, ReadOnly: args.ReadOnly}
+	out.Mounting = share.Mounting{Server: address, Token: config.Token, Target: args.Target, ReadOnly: args.ReadOnly, Survives: args.Survives}
 	return nil
 }
 
@@ -290,6 +308,7 @@ func add(sum *memtap.Counters, c memtap.Counters) {
 	sum.Reads += c.Reads
 	sum.BytesServed += c.BytesServed
 	sum.BytesFetched += c.BytesFetched
+	sum.BytesPushed += c.BytesPushed
 	sum.ZeroBlocks += c.ZeroBlocks
 	sum.LocalBlocks += c.LocalBlocks
 	sum.Writes += c.Writes

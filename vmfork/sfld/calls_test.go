@@ -1,0 +1,187 @@
+package sfld
+
+import (
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/mpirun-sf/mpirun-sf/vmfork/agent"
+	"github.com/mpirun-sf/mpirun-sf/vmfork/api"
+	"github.com/mpirun-sf/mpirun-sf/vmfork/slice"
+)
+
+func TestOwns(t *testing.T) {
+	parent := &machine{}
+	a, b := &machine{parent: parent}, &machine{parent: parent}
+	aa := &machine{parent: a}
+	for _, c := range []struct {
+		name string
+		who  *machine
+		of   *machine
+		want bool
+	}{
+		{"the host, the first VM", nil, parent, true},
+		{"the host, a clone", nil, aa, true},
+		{"itself", a, a, true},
+		{"its clone", a, aa, true},
+		{"its clone's clone", parent, aa, true},
+		{"its parent", a, parent, false},
+		{"its sibling", a, b, false},
+		{"its sibling's clone", b, aa, false},
+	} {
+		if got := (caller{m: c.who}).ownsLocked(c.of); got != c.want {
+			t.Errorf("%s: %v", c.name, got)
+		}
+	}
+}
+
+// Whose what is, asked by processes of VMs.
+func TestAuthority(t *testing.T) {
+	e, d := testEngine(t)
+	startVM(t, e)
+	outer := e.clone(t, "parent", "2") // clone-1 and clone-2, the host's
+	inner := field(t, d.process(t, "clone-1", "ok", api.RequestTicket, "clones", "1"), "ticket")
+	d.process(t, "clone-1", "ok id=0", api.Clone, "ticket", inner) // clone-3
+	point := field(t, d.process(t, "clone-1", "ok", api.CheckpointParent), "checkpoint")
+
+	for _, vm := range []string{"clone-2", "clone-3"} {
+		for _, call := range [][]string{
+			{api.Join, "ticket", inner, "timeout", "0"}, {api.Kill, "ticket", inner}, {api.Clone, "ticket", inner},
+			{api.Join, "ticket", outer, "timeout", "0"}, {api.Kill, "ticket", outer},
+			{api.Discard, "checkpoint", point},
+		} {
+			d.process(t, vm, "error kind=refused", call[0], call[1:]...)
+		}
+		for _, call := range [][]string{{api.Whoami}, {api.RequestTicket, "clones", "1"}, {api.CheckpointParent}, {api.Exit}} {
+			d.process(t, vm, "error kind=refused text=clone-1 is not a VM of yours", call[0], append(call[1:], "vm", "clone-1")...)
+		}
+		d.process(t, vm, "ok ticket="+inner, api.ShowTicket, "ticket", inner) // no secret
+		d.process(t, vm, "ok vm=parent:", api.List)
+	}
+	d.process(t, "clone-1", "error kind=refused", api.Kill, "ticket", outer)
+	d.process(t, "clone-1", "error kind=refused", api.Exit, "vm", "parent")
+	d.process(t, "clone-1", "error kind=unknown text=there is no VM clone-9", api.Whoami, "vm", "clone-9")
+	d.process(t, "clone-1", "error kind=unknown", api.Join, "ticket", "no-such-ticket")
+	d.process(t, "clone-1", "ok id=1 member=3 name=clone-3", api.Whoami, "vm", "clone-3")
+	d.process(t, "parent", "ok id=1 member=3 name=clone-3", api.Whoami, "vm", "clone-3")
+	d.process(t, "clone-1", "error kind=invalid text=3 virtual CPUs are more than the 2", api.RequestTicket, "clones", "1", "vcpus", "3")
+	// What its owner may, and the owner's parent.
+	d.process(t, "clone-1", "error kind=timeout text=clone-3", api.Join, "ticket", inner, "timeout", "0")
+	d.process(t, "parent", "error kind=timeout text=clone-3", api.Join, "ticket", inner, "timeout", "0")
+	d.process(t, "clone-1", "ok", api.Exit, "vm", "clone-3", "status", "9") // and it lives on
+	d.process(t, "clone-1", "ok status=1:9", api.Join, "ticket", inner)
+	d.process(t, "parent", "ok", api.Discard, "checkpoint", point)
+	d.process(t, "clone-1", "error kind=unknown", api.Discard, "checkpoint", point)
+	fromHost(t, e, "ok", api.Kill, "ticket", outer)
+	left(t, e, d, "parent")
+}
+
+// Clones of a checkpoint, also of a VM that is no more.
+func TestCheckpoints(t *testing.T) {
+	e, d := testEngine(t)
+	startVM(t, e)
+	outer := e.clone(t, "parent", "1")
+	point := field(t, fromHost(t, e, "ok checkpoint=", api.CheckpointParent, "vm", "clone-1"), "checkpoint")
+	for n, want := range []string{"vm=clone-2:2:", "vm=clone-3:3:"} {
+		id := field(t, fromHost(t, e, "ok", api.RequestTicket, "clones", "1"), "ticket")
+		fromHost(t, e, "ok id=0", api.CreateClones, "checkpoint", point, "ticket", id)
+		fromHost(t, e, "error kind=state", api.CreateClones, "checkpoint", point, "ticket", id)
+		if list := fromHost(t, e, "ok", api.List); !strings.Contains(list, want) {
+			t.Errorf("the machines are %s, without %s", list, want)
+		}
+		if n == 0 {
+			fromHost(t, e, "ok", api.Kill, "ticket", outer) // and with it the VM
+			left(t, e, d, "parent", "clone-2")
+			taken(e, 1) // so that the next clone is another
+		}
+	}
+	fromHost(t, e, "ok", api.Discard, "checkpoint", point)
+	id := field(t, fromHost(t, e, "ok", api.RequestTicket, "clones", "1"), "ticket")
+	fromHost(t, e, "error kind=unknown", api.CreateClones, "checkpoint", point, "ticket", id)
+	fromHost(t, e, "ok", api.Kill, "ticket", id)
+	left(t, e, d, "parent", "clone-2", "clone-3") // which do not need it
+}
+
+func taken(e *Engine, member int) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.taken[member] = true
+}
+
+// The first VM is one, with a reservation for as long as the job.
+func TestFirstVM(t *testing.T) {
+	e, d := testEngine(t)
+	startVM(t, e)
+	if err := (&service{e, e.ctx}).StartVM(VMArgs{VCPUs: 1, Limit: time.Second}, &VMStarted{}); err == nil || err.Error() != "the job has its first VM already" {
+		t.Errorf("a second first VM: %v", err)
+	}
+	d.process(t, "parent", "ok id=0", api.Whoami)
+	if r := reservations(t); len(r) != 1 {
+		t.Errorf("the reservations are %v", r)
+	}
+	id := e.identity(e.machines[0], agent.Fork{})
+	other := e.identity(e.machines[0], agent.Fork{})
+	if len(id.Seed) != 64 || string(id.Seed) == string(other.Seed) || id.BootID == other.BootID || id.MachineID == other.MachineID || string(id.Session) == string(other.Session) {
+		t.Errorf("identities are not unique: %+v %+v", id.BootID, other.BootID)
+	}
+}
+
+// A slice is closed with the last generation that has it, and not before.
+func TestGenerationsSlices(t *testing.T) {
+	e, _ := testEngine(t)
+	image := func(layers ...*slice.Slice) *slice.Image {
+		i, err := slice.NewImage(layers...)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return i
+	}
+	generation := func(memory *slice.Image, disk ...*slice.Slice) *generation {
+		g, err := e.expectGeneration()
+		if err != nil {
+			t.Fatal(err)
+		}
+		e.freezeGeneration(g, []byte("state of x"), disk)
+		if memory != nil {
+			if err := e.deliverMemory(g, memory); err != nil {
+				t.Fatal(err)
+			}
+		}
+		return g
+	}
+	m0, m1, d0, d1, d2 := frozen(t, 1<<20, slice.Memory), frozen(t, 1<<20, slice.Memory), frozen(t, 1<<20, slice.Disk), frozen(t, 1<<20, slice.Disk), frozen(t, 1<<20, slice.Disk)
+	a := generation(image(m0), d0)
+	b := generation(image(m1, m0), d1, d0)
+	c := generation(nil, d2, d0) // whose fork failed before its memory was known
+	check := func(when string, closed ...*slice.Slice) {
+		t.Helper()
+		want := map[*slice.Slice]bool{}
+		for _, s := range closed {
+			want[s] = true
+		}
+		for name, s := range map[string]*slice.Slice{"m0": m0, "m1": m1, "d0": d0, "d1": d1, "d2": d2} {
+			if got := isClosed(t, s); got != want[s] {
+				t.Errorf("%s: %s is closed: %v", when, name, got)
+			}
+		}
+	}
+	check("with all")
+	e.retain(a)
+	e.release(a)
+	check("with all again")
+	e.release(a)
+	check("without the first")
+	if _, err := e.tap.Remove(a.name); err == nil {
+		t.Error("memtap has it still")
+	}
+	e.release(c)
+	check("without the third", d2)
+	e.release(b)
+	check("without any", d2, d1, d0, m1, m0)
+	if len(e.layers) != 3 { // of the booted guest
+		t.Errorf("%d slices are counted", len(e.layers))
+	}
+	if isClosed(t, e.booted.disk[0]) {
+		t.Error("the booted guest's slices are closed")
+	}
+}
