@@ -125,19 +125,13 @@ func runCommand(ctx context.Context, s *agent.Session, c command, signals <-chan
 			p.Signal(int(sig.(syscall.Signal)))
 		case <-resized:
 			if cols, rows, err := term.GetSize(in); err == nil {
-				resize(p, agent.Size{Rows: uint16(rows), Cols: uint16(cols)})
+				p.Resize(agent.Size{Rows: uint16(rows), Cols: uint16(cols)})
 			}
 		case reason := <-lost:
 			return fmt.Errorf("the virtual machine was lost: %s", reason)
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		}
-	}
-}
-
-func resize(p *agent.Process, size agent.Size) {
-	if r, ok := any(p).(interface{ Resize(agent.Size) error }); ok {
-		r.Resize(size)
 	}
 }
 

@@ -42,9 +42,13 @@ func spawn(cmd Command, stdio [3]io.ReadWriteCloser, extra []*os.File) (*process
 		SysProcAttr: &syscall.SysProcAttr{
 			// A session of its own: with autogroup scheduling the agent
 			// would starve beside spinning ranks of its own session.
-			Setsid:     true,
-			Credential: &syscall.Credential{Uid: cmd.User.UID, Gid: cmd.User.GID, Groups: cmd.User.Groups},
+			Setsid: true,
 		},
+	}
+	// A launcher in a VM that is not root serves its own user only, and may not
+	// even set what is set.
+	if os.Geteuid() == 0 || int(cmd.User.UID) != os.Geteuid() {
+		x.SysProcAttr.Credential = &syscall.Credential{Uid: cmd.User.UID, Gid: cmd.User.GID, Groups: cmd.User.Groups}
 	}
 	p := &process{}
 	var mine, theirs []io.Closer // what is served here, and what to close after the start

@@ -175,5 +175,8 @@ func (s *Session) Start(ctx context.Context, c Command) (*Process, error) {
 // Signal sends a signal to the process's group.
 func (p *Process) Signal(n int) error { return writeLine(p.st, control{Signal: n}) }
 
+// Resize tells the process's terminal its new size.
+func (p *Process) Resize(size Size) error { return writeLine(p.st, control{Resize: &size}) }
+
 // Exit delivers, once, how the process ended.
 func (p *Process) Exit() <-chan Exit { return p.exit }

@@ -150,7 +150,7 @@ func shellFiles(t tree) []made {
 		"fi\n"
 	bashrc := "# Made by mpirun-sf, for shells at a terminal.\n" +
 		"case $- in *i*) ;; *) return ;; esac\n" +
-		"PS1='$(</proc/sys/kernel/hostname):\\w\\$ '\n" +
+		"PS1='$(cat /proc/sys/kernel/hostname):\\w\\$ '\n" +
 		"shopt -s checkwinsize\n"
 	return []made{
 		{path: "/etc/profile", mode: 0o644, content: profile},
