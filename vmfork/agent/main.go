@@ -136,8 +136,10 @@ func (a *agent) begin() error {
 	if err := shares.again(); err != nil {
 		return err
 	}
-	if err := runHooks(context.Background(), a.identity); err != nil {
-		return err
+	if a.identity.Clone > 0 { // and not for a VM that is nobody's
+		if err := runHooks(context.Background(), a.identity); err != nil {
+			return err
+		}
 	}
 	port, err := os.OpenFile(a.data, os.O_RDWR, 0)
 	if err != nil {
