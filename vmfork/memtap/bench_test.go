@@ -3,6 +3,7 @@ package memtap
 import (
 	"fmt"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -88,4 +89,61 @@ func BenchmarkDiskReads(b *testing.B) {
 			}, fmt.Sprintf("reads %d %d", size, benchPages*page/size))
 		})
 	}
+}
+
+// BenchmarkPush brings runs of 32 KB, 64 KB apart, into the kernel's cache: 16 MB by messages of Push, and by a process
+// that reads them from the mount.
+func BenchmarkPush(b *testing.B) {
+	const run, apart = 8, 16
+	var trace Trace
+	for block := uint32(0); block < 2*16<<20/page; block += apart {
+		trace = append(trace, Run{block, run})
+	}
+	for _, content := range []string{"a", "0"} {
+		for _, how := range []string{"store", "child"} {
+			b.Run(fmt.Sprintf("content=%s/by=%s", content, how), func(b *testing.B) {
+				tap := mounted(b, Options{})
+				im := stack(b, sealed(b, slice.Memory, filepath.Join(b.TempDir(), "ram"), strings.Repeat(content, benchPages)))
+				var took, cpu time.Duration
+				for i := 0; b.Loop(); i++ {
+					name := fmt.Sprint(i)
+					path, err := tap.AddMemory(name, im)
+					if err != nil {
+						b.Fatal(err)
+					}
+					c := opened(b, path)
+					before := busy(b)
+					if how == "store" {
+						start := time.Now()
+						push(b, tap, name, trace, trace.Blocks())
+						took += time.Since(start)
+					} else {
+						own := c.cpu()
+						d, err := time.ParseDuration(c.do("runs %d %d %d", run*page, apart*page, len(trace)))
+						if err != nil {
+							b.Fatal(err)
+						}
+						took, cpu = took+d, cpu+c.cpu()-own
+					}
+					cpu += busy(b) - before
+					c.stop()
+					if _, err := tap.Remove(name); err != nil {
+						b.Fatal(err)
+					}
+				}
+				b.ReportMetric(float64(took.Microseconds())/1e3/float64(b.N), "ms/16MB")
+				b.ReportMetric(float64(cpu.Microseconds())/1e3/float64(b.N), "cpu-ms/16MB")
+			})
+		}
+	}
+}
+
+// cpu is the child's processor time.
+func (c *child) cpu() time.Duration {
+	c.t.Helper()
+	ns, err := strconv.ParseInt(c.do("cpu"), 10, 64)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	return time.Duration(ns)
 }

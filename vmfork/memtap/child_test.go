@@ -31,11 +31,13 @@ import (
 //	walk OFF STEP COUNT  touch COUNT bytes of the mapping, STEP apart; says the time taken
 //	read OFF LEN         first byte and length by pread, or the error
 //	reads LEN COUNT      COUNT times pread, one after the other; says the time taken
+//	runs LEN STEP COUNT  COUNT times pread of LEN bytes, STEP apart; says the time taken
 //	burst OFF STEP COUNT COUNT times pread of a byte, STEP apart, all at once; says the bytes or an error
 //	write OFF LEN BYTE   pwrite
 //	truncate LEN, punch OFF LEN
 //	die OFF              touch without a handler
 //	where                address of the mapping
+//	cpu                  processor time so far, in ns
 //	fds                  how many descriptors are of /dev/fuse
 //	serve DIR            be the memtap instead, with one image "memory" of DIR
 const childEnv = "MEMTAP_TEST_CHILD"
@@ -207,6 +209,15 @@ func childCommand(file **os.File, mem *[]byte, verb, path string, a, b, n int64)
 			}
 		}
 		return time.Since(start).String()
+	case "runs":
+		buf := make([]byte, a)
+		start := time.Now()
+		for i := range n {
+			if _, err := (*file).ReadAt(buf, i*b); err != nil {
+				return result(err)
+			}
+		}
+		return time.Since(start).String()
 	case "burst":
 		said := make([]byte, n)
 		var failed atomic.Pointer[error]
@@ -241,6 +252,12 @@ func childCommand(file **os.File, mem *[]byte, verb, path string, a, b, n int64)
 		return string((*mem)[a])
 	case "where":
 		return fmt.Sprint(uintptr(unsafe.Pointer(&(*mem)[0])))
+	case "cpu":
+		var u unix.Rusage
+		if err := unix.Getrusage(unix.RUSAGE_SELF, &u); err != nil {
+			return result(err)
+		}
+		return fmt.Sprint(u.Utime.Nano() + u.Stime.Nano())
 	case "fds":
 		count := 0
 		links, _ := filepath.Glob("/proc/self/fd/*")

@@ -13,7 +13,8 @@ import (
 type Counters struct {
 	Reads         int64 // requests of the kernel
 	BytesServed   int64 // answered to them, zeros included
-	BytesFetched  int64 // read from frozen slices, in whole blocks: what a remote host would have to send
+	BytesFetched  int64 // read from frozen slices for requests, in whole blocks
+	BytesPushed   int64 // read from frozen slices by Push; with BytesFetched, what a remote host would have to send
 	ZeroBlocks    int64 // answered here, without a slice
 	LocalBlocks   int64 // read from a disk's own slice
 	Writes        int64 // requests to a disk
@@ -64,7 +65,7 @@ func (h *Histogram) Percentile(p float64) time.Duration {
 type counters struct {
 	reads, served, fetched, zero, local atomic.Int64
 	writes, written, refused            atomic.Int64
-	punches, waits, errors              atomic.Int64
+	punches, waits, errors, pushed      atomic.Int64
 	latency                             [latencyBuckets]atomic.Int64
 }
 
@@ -84,7 +85,7 @@ func add(c *atomic.Int64, n int) {
 
 func (c *counters) snapshot() Counters {
 	s := Counters{
-		Reads: c.reads.Load(), BytesServed: c.served.Load(), BytesFetched: c.fetched.Load(),
+		Reads: c.reads.Load(), BytesServed: c.served.Load(), BytesFetched: c.fetched.Load(), BytesPushed: c.pushed.Load(),
 		ZeroBlocks: c.zero.Load(), LocalBlocks: c.local.Load(),
 		Writes: c.writes.Load(), BytesWritten: c.written.Load(), RefusedWrites: c.refused.Load(),
 		Punches: c.punches.Load(), Waits: c.waits.Load(), Errors: c.errors.Load(),

@@ -33,6 +33,20 @@
 // A process that waits can be killed. The kernel calls off a read from a disk, and a read of memory that is not a fault's
 // read-ahead; memtap answers EINTR. Of the others it keeps the request, which then waits for nobody until one of the above.
 //
+// # What is brought before it is asked for
+//
+// VMs over one file after the other, each the fork of the last, ask first for much the same pages, and each READ is some
+// 70 µs in which a virtual CPU stands still: most of the pause of a live fork was this. Hence, as in REAP (Ustiugov et
+// al., ASPLOS 2021):
+//
+//  1. Each memory file keeps a trace of the blocks that were read through it, in order, no block twice (trace.go).
+//  2. When the next file has its image, Tap.Push puts the blocks of that trace into the kernel's cache of it, with
+//     FUSE_NOTIFY_STORE, while its VM starts (push.go). Blocks that were read meanwhile, or whose READ waits, are left out.
+//  3. The next file's trace is what was pushed, then what was read all the same. It is bounded; what was pushed first is
+//     the first to be forgotten, so that what is not wanted any more drops out, and what is comes back as a READ.
+//
+// A trace can be kept in a file (Trace.MarshalBinary), for the first VM of another job.
+//
 // # A clone's disk
 //
 // Disk files bypass the page cache (FOPEN_DIRECT_IO): the guest has one of its own. A whole block that is written is
@@ -50,5 +64,10 @@
 // Tap's methods may be called from any goroutine. The filesystem's lock guards its tables and what becomes of expected
 // images, and is never held over a read of an image, a wait for one, or a message to the kernel, because the kernel may
 // hold its own locks while it waits for us. Tap's lock is taken before it. Remove and Unmount end the waits before they
-// speak to the kernel, which may wait for the pages of those. Counters are atomic. Images lock for themselves.
+// speak to the kernel, which may wait for the pages of those. Counters are atomic. Images lock for themselves. A file's
+// recorder, which makes its trace, has a lock of its own, under which nothing waits.
+//
+// A message of Push waits in the kernel for a page that a READ has locked. Nothing waits for Push: go-fuse has no lock over
+// its writes to the device, and no lock of memtap's is held over the message, so the READ is answered and the page unlocked.
+// A fault on a page that Push has locked waits for the copy and finds it there.
 package memtap

@@ -46,6 +46,7 @@ type file struct {
 	lookups uint64               // the kernel's references
 	removed bool
 
+	recorder *recorder // nil for a disk
 	counters
 	err atomic.Pointer[error]
 }
@@ -98,6 +99,9 @@ func (fs *filesystem) add(name string, size int64, kind slice.Kind, image *slice
 	}
 	fs.last++
 	f := &file{name: name, node: fs.last, size: size, kind: kind, decided: make(chan struct{})}
+	if kind == slice.Memory {
+		f.recorder = newRecorder(size)
+	}
 	if image != nil {
 		f.deliver(image) // cannot fail: the file is new
 	}

@@ -145,6 +145,9 @@ func (fs *filesystem) Read(cancel <-chan struct{}, in *fuse.ReadIn, buf []byte) 
 		return nil, fuse.Status(unix.ESTALE)
 	}
 	off, n := f.clip(in.Offset, uint64(len(buf)))
+	if f.recorder != nil {
+		f.recorder.read(off, n) // before the wait, so that Push leaves it alone
+	}
 	image, err := fs.await(f, in.Pid, cancel)
 	if err == errInterrupted {
 		return nil, fuse.EINTR
