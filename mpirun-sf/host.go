@@ -233,7 +233,7 @@ func source(image string) string {
 // it lies in none of them. Either way the agents take the program from there
 // into memory, where its pages are not fetched one by one.
 func (j *host) serveFolders(ctx context.Context) (mounts []share.Mounting, place agent.Place, err error) {
-	if mounts, err = j.serveShares(ctx); err != nil {
+	if mounts, err = j.serveShares(ctx, false); err != nil {
 		return nil, place, err
 	}
 	real, err := filepath.EvalSymlinks(j.program)
@@ -252,10 +252,11 @@ func (j *host) serveFolders(ctx context.Context) (mounts []share.Mounting, place
 	return append(mounts, m), agent.Place{From: filepath.Join(sfld.StagedFolder, sfld.StagedName), At: j.program}, nil
 }
 
-// serveShares starts the servers of all shared folders.
-func (j *host) serveShares(ctx context.Context) (mounts []share.Mounting, err error) {
+// serveShares starts the servers of all shared folders. survive is whether
+// their mounts go on in clones of the machines that mount them.
+func (j *host) serveShares(ctx context.Context, survive bool) (mounts []share.Mounting, err error) {
 	for _, s := range j.shares {
-		m, err := j.daemon.Share(ctx, sfld.ShareArgs{Folder: s.dir, Target: s.dir, ReadOnly: s.readOnly})
+		m, err := j.daemon.Share(ctx, sfld.ShareArgs{Folder: s.dir, Target: s.dir, ReadOnly: s.readOnly, Survives: survive})
 		if err != nil {
 			return nil, err
 		}

@@ -126,6 +126,7 @@ func commandsApp() *cli.App {
 			}
 			return err
 		}},
+		{Name: "relay", Hidden: true, Action: func(c *cli.Context) error { return share.RelayMain(c.Context) }},
 	}
 	strict(app.Commands)
 	return app

@@ -134,7 +134,7 @@ func (v *vm) start(ctx context.Context) error {
 	}
 	v.reportPrepared(p)
 	begin := time.Now()
-	mounts, err := v.serveShares(ctx)
+	mounts, err := v.serveShares(ctx, true)
 	if err != nil {
 		return err
 	}

@@ -10,8 +10,8 @@ import (
 	"github.com/mpirun-sf/mpirun-sf/vmfork/share"
 )
 
-// shares are the folders that this VM has mounted, so that a clone of it can
-// mount them again: the connections behind them do not survive a fork.
+// shares are the folders that this VM has mounted. The connections behind them
+// are the parent's after a fork; a clone needs its own.
 var shares mountings
 
 type mountings struct {
@@ -32,21 +32,40 @@ func (s *mountings) mount(m share.Mounting) error {
 	return nil
 }
 
-// again mounts them anew in a clone.
+// again connects them in a clone, before a process runs: those that survive go
+// on, and the others are mounted anew.
 func (s *mountings) again() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	// First those that survive: others may be mounted inside them.
+	for _, m := range s.list {
+		if m.Survives {
+			if err := reconnectShare(m); err != nil {
+				return err
+			}
+		}
+	}
 	for _, m := range slices.Backward(s.list) {
-		if err := share.Unmount(m.Target); err != nil {
-			return err
+		if !m.Survives {
+			if err := share.Unmount(m.Target); err != nil {
+				return err
+			}
 		}
 	}
 	for _, m := range s.list {
-		if err := mountShare(m); err != nil {
-			return err
+		if !m.Survives {
+			if err := mountShare(m); err != nil {
+				return err
+			}
 		}
 	}
 	return nil
+}
+
+func reconnectShare(m share.Mounting) error {
+	ctx, cancel := context.WithTimeout(context.Background(), mountLimit)
+	defer cancel()
+	return share.Reconnect(ctx, m.Target)
 }
 
 func mountShare(m share.Mounting) error {

@@ -119,6 +119,7 @@ type ShareArgs struct {
 	Folder   string
 	Target   string // where it appears, usually Folder
 	ReadOnly bool
+	Survives bool // what is open there goes on in clones of who mounts it
 }
 
 // Shared is what a clone needs to mount it.

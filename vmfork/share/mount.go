@@ -26,6 +26,9 @@ type Mounting struct {
 	Target string `json:"target"`
 	// ReadOnly makes the mount itself read-only. A read-only server refuses changes either way.
 	ReadOnly bool `json:"read_only"`
+	// Survives makes the mount one that goes on in a clone of the machine, after [Reconnect]. Each request takes a little
+	// longer then; see the package's comment.
+	Survives bool `json:"survives,omitempty"`
 }
 
 // Dial connects to a server and shows it the token. 9P begins right after.
@@ -61,31 +64,56 @@ func Dial(ctx context.Context, server netip.AddrPort, token Token) (*net.TCPConn
 	return conn.(*net.TCPConn), nil
 }
 
-// Mount connects to a server and mounts the folder. It needs the modules 9pnet, 9pnet_fd and 9p. The connection is the
-// kernel's then; a copy of its descriptor stays here for Unmount.
-func Mount(ctx context.Context, m Mounting) error {
+// A connection is the way from a mount to its server.
+type connection struct {
+	file  *os.File      // the kernel's end
+	relay *relayProcess // at the other end, or nil if that is the server
+}
+
+func connect(ctx context.Context, m Mounting) (*connection, error) {
+	if m.Survives {
+		relay, file, err := startRelay(ctx, m)
+		return &connection{file, relay}, err
+	}
 	conn, err := Dial(ctx, m.Server, m.Token)
 	if err != nil {
-		return fmt.Errorf("mount %s: %w", m.Target, err)
+		return nil, err
 	}
 	defer conn.Close()
 	file, err := conn.File()
+	return &connection{file: file}, err
+}
+
+// hangUp breaks a connection. It may be called while others use it.
+func (c *connection) hangUp() {
+	_ = unix.Shutdown(int(c.file.Fd()), unix.SHUT_RDWR)
+	if c.relay != nil {
+		c.relay.end()
+	}
+}
+
+// Mount connects to a server and mounts the folder. It needs the modules 9pnet, 9pnet_fd and 9p. The connection is the
+// kernel's then; a copy of its descriptor stays here for Unmount. With Survives it starts a process, which is this
+// program with the argument "relay"; it belongs outside of whatever is frozen for a fork.
+func Mount(ctx context.Context, m Mounting) error {
+	c, err := connect(ctx, m)
 	if err != nil {
 		return fmt.Errorf("mount %s: %w", m.Target, err)
 	}
 	// mount(2) speaks 9P with the server before it returns, and waits for it without end.
-	stop := context.AfterFunc(ctx, func() { hangUp(file) })
+	stop := context.AfterFunc(ctx, c.hangUp)
 	defer stop()
 	flags := uintptr(unix.MS_NODEV | unix.MS_NOSUID)
 	if m.ReadOnly {
 		flags |= unix.MS_RDONLY
 	}
-	err = unix.Mount("mpirun-sf", m.Target, "9p", flags, mountOptions(file))
+	err = unix.Mount("mpirun-sf", m.Target, "9p", flags, mountOptions(c.file))
 	if err == nil {
-		mounted.Store(m.Target, file)
+		mounted.Store(m.Target, c)
 		return nil
 	}
-	file.Close()
+	c.hangUp()
+	c.file.Close()
 	switch {
 	case ctx.Err() != nil:
 		return fmt.Errorf("mount %s: wait for the server of the folder: %w", m.Target, ctx.Err())
@@ -95,7 +123,7 @@ func Mount(ctx context.Context, m Mounting) error {
 	return fmt.Errorf("mount %s: %w", m.Target, err)
 }
 
-// mounted has the connection (*os.File) of each target (string) that this process mounted. Like the kernel's table of
+// mounted has the connection (*connection) of each target (string) that this process mounted. Like the kernel's table of
 // mounts, there is one of it.
 var mounted sync.Map
 
@@ -103,17 +131,15 @@ var mounted sync.Map
 // a clone, for one, ended where the parent was copied, and the kernel would wait a quarter of an hour for it.
 // What is still open gives errors from then on.
 func Unmount(target string) error {
-	if file, ok := mounted.LoadAndDelete(target); ok {
-		hangUp(file.(*os.File))
-		defer file.(*os.File).Close()
+	if c, ok := mounted.LoadAndDelete(target); ok {
+		c.(*connection).hangUp()
+		defer c.(*connection).file.Close()
 	}
 	if err := unix.Unmount(target, unix.MNT_FORCE|unix.MNT_DETACH); err != nil {
 		return fmt.Errorf("unmount %s: %w", target, err)
 	}
 	return nil
 }
-
-func hangUp(conn *os.File) { _ = unix.Shutdown(int(conn.Fd()), unix.SHUT_RDWR) }
 
 // mountMessage is the message size that clones ask for, in bytes. Larger ones are not faster. The guest's kernel takes a
 // piece of memory of this size, in one piece, for a request, which the power of two makes easy.

@@ -36,6 +36,12 @@ func TestMain(m *testing.M) {
 				os.Exit(1)
 			}
 			os.Exit(0)
+		case relayArg:
+			if err := RelayMain(ctx); err != nil {
+				fmt.Fprintln(os.Stderr, err)
+				os.Exit(1)
+			}
+			os.Exit(0)
 		case "parent":
 			s, _, err := startIn(ctx, Config{Folder: os.Args[2], Token: NewToken()})
 			if err != nil {

@@ -34,6 +34,7 @@ const (
 	OpenWriteOnly = 0o1
 	OpenReadWrite = 0o2
 	OpenAccess    = 0o3 // mask of the three
+	OpenCreate    = 0o100
 	OpenExclusive = 0o200
 	OpenTruncate  = 0o1000
 	OpenAppend    = 0o2000
