@@ -248,6 +248,7 @@ func (e *Engine) freezeMemory(ctx context.Context, g, base *generation, stopped 
 	if err != nil {
 		return nil, err
 	}
+	trace := e.tap.Trace(base.name)
 	memory, err := slice.NewImage(append([]*slice.Slice{dirtied}, base.memory.Layers()...)...)
 	if err == nil {
 		err = e.deliverMemory(g, memory)
@@ -256,6 +257,7 @@ func (e *Engine) freezeMemory(ctx context.Context, g, base *generation, stopped 
 		dirtied.Close()
 		return nil, err
 	}
+	e.push(g, trace)
 	return dirtied, nil
 }
 

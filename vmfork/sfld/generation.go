@@ -15,6 +15,7 @@ import (
 type generation struct {
 	name   string // of its memory in memtap
 	path   string // of the file
+	folder string // of the booted guest's checkpoint, for its generation alone
 	state  []byte // the device state, nil before the instant
 	memory *slice.Image
 	disk   []*slice.Slice // top first, none of them writable
