@@ -25,8 +25,7 @@ import (
 // In the cache it is a folder of the image that it was booted from:
 //
 //	<image>/root.map                   the root's checksums, shared by all
-//	<image>/checkpoints/<key>/         descriptor, memory, memory.map, disk, disk.map,
-//	                                   and trace, once it was used (workingset.go)
+//	<image>/checkpoints/<key>/         descriptor, memory, memory.map, disk, disk.map
 //
 // The key is over all that the state depends on besides the image: the shape,
 // the hypervisor, and the format.
@@ -177,13 +176,8 @@ func (e *Engine) openCheckpoint(dir string) (g *generation, err error) {
 	if g, err = e.expectGeneration(); err != nil {
 		return nil, err
 	}
-	g.folder = dir
 	e.freezeGeneration(g, d.DeviceState, []*slice.Slice{disk, root})
-	if err = e.deliverMemory(g, image); err != nil {
-		return nil, err
-	}
-	e.push(g, loadTrace(filepath.Join(dir, traceFile)))
-	return g, nil
+	return g, e.deliverMemory(g, image)
 }
 
 // makeCheckpoint boots the guest and freezes it.
