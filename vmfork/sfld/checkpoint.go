@@ -25,7 +25,8 @@ import (
 // In the cache it is a folder of the image that it was booted from:
 //
 //	<image>/root.map                   the root's checksums, shared by all
-//	<image>/checkpoints/<key>/         descriptor, memory, memory.map, disk, disk.map
+//	<image>/checkpoints/<key>/         descriptor, memory, memory.map, disk, disk.map,
+//	                                   and trace, once it was used (workingset.go)
 //
 // The key is over all that the state depends on besides the image: the shape,
 // the hypervisor, and the format.
@@ -176,8 +177,13 @@ func (e *Engine) openCheckpoint(dir string) (g *generation, err error) {
 	if g, err = e.expectGeneration(); err != nil {
 		return nil, err
 	}
+	g.folder = dir
 	e.freezeGeneration(g, d.DeviceState, []*slice.Slice{disk, root})
-	return g, e.deliverMemory(g, image)
+	if err = e.deliverMemory(g, image); err != nil {
+		return nil, err
+	}
+	e.push(g, loadTrace(filepath.Join(dir, traceFile)))
+	return g, nil
 }
 
 // makeCheckpoint boots the guest and freezes it.

@@ -157,6 +157,7 @@ func (s *service) Clone(args CloneArgs, out *Cloned) error {
 		c, err := e.clones(ctx, g, e.booted, nil, agent.Fork{})
 		if err == nil {
 			*out = *c
+			e.keepTrace(e.booted)
 		}
 		return err
 	})
@@ -214,6 +215,7 @@ func (s *service) StartVM(args VMArgs, out *VMStarted) error {
 		return err
 	}
 	out.Ready = time.Since(began)
+	e.keepTrace(e.booted)
 	return nil
 }
 
@@ -237,7 +239,7 @@ func (s *service) Share(args ShareArgs, out *Shared) error {
 	e.mu.Lock()
 	e.shares = append(e.shares, server)
 	e.mu.Unlock()
-	out.Mounting = share.Mounting{Server: address, Token: config.Token, Target: args.Target, ReadOnly: args.ReadOnly}
+	out.Mounting = share.Mounting{Server: address, Token: config.Token, Target: args.Target, ReadOnly: args.ReadOnly, Survives: args.Survives}
 	return nil
 }
 
@@ -306,6 +308,7 @@ func add(sum *memtap.Counters, c memtap.Counters) {
 	sum.Reads += c.Reads
 	sum.BytesServed += c.BytesServed
 	sum.BytesFetched += c.BytesFetched
+	sum.BytesPushed += c.BytesPushed
 	sum.ZeroBlocks += c.ZeroBlocks
 	sum.LocalBlocks += c.LocalBlocks
 	sum.Writes += c.Writes
