@@ -93,7 +93,7 @@ func parseMaps(maps []byte, path string) ([]mapping, error) {
 		}
 		var m mapping
 		var flags string
-		if _, err := fmt.Sscanf(line, "%x-%x %4s %x", &m.start, &m.end, &flags, &m.offset); err != nil || m.end < m.start {
+		if _, err := fmt.Sscanf(line, "%x-%x %4s %x", &m.start, &m.end, &flags, &m.offset); err != nil || m.end < m.start || m.offset < 0 || len(flags) != 4 {
 			return nil, fmt.Errorf("read its mappings: %q", line)
 		}
 		if flags[3] != 'p' {
@@ -101,10 +101,13 @@ func parseMaps(maps []byte, path string) ([]mapping, error) {
 		}
 		found = append(found, m)
 	}
+	if err := lines.Err(); err != nil {
+		return nil, fmt.Errorf("read its mappings: %w", err)
+	}
 	if len(found) == 0 {
 		return nil, fmt.Errorf("%s is not mapped", path)
 	}
-	return found, lines.Err()
+	return found, nil
 }
 
 // Of PAGEMAP_SCAN (Documentation/admin-guide/mm/pagemap.rst), which skips what
