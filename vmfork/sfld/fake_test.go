@@ -57,9 +57,9 @@ type fakeGuest struct {
 	name   string
 	frozen bool // of the goroutine that reads orders
 
-	mu  sync.Mutex
-	id  agent.Identity
-	mux *yamux.Session
+	mu      sync.Mutex
+	session []byte // its mark
+	mux     *yamux.Session
 }
 
 // ask has restore asked before a machine runs, and order before an agent
@@ -223,10 +223,10 @@ func (g *fakeGuest) carryOut(kind byte, payload []byte, data net.Conn) error {
 		}
 		g.frozen = kind == 'f'
 	case 'i':
-		return json.Unmarshal(payload, &g.id)
+		g.session = sessionOf(payload)
 	case 'b':
 		// What the VM that was cloned had still to say comes first.
-		if _, err := data.Write(append([]byte("the former session's rest"), g.id.Session...)); err != nil {
+		if _, err := data.Write(append([]byte("the former session's rest"), g.session...)); err != nil {
 			return err
 		}
 		var err error
@@ -234,6 +234,21 @@ func (g *fakeGuest) carryOut(kind byte, payload []byte, data net.Conn) error {
 		return err
 	}
 	return nil
+}
+
+// sessionOf finds the mark in an identity's order: behind four numbers, eight
+// strings and the seed.
+func sessionOf(payload []byte) (field []byte) {
+	var id agent.Identity
+	if json.Unmarshal(payload, &id) == nil {
+		return id.Session
+	}
+	rest := payload[4*8:]
+	for range 10 {
+		n := bytesof.BigEndian.Uint64(rest)
+		field, rest = rest[8:8+n], rest[8+n:]
+	}
+	return field
 }
 
 // call makes a call as a process of the VM.
