@@ -3,7 +3,6 @@ package agent
 import (
 	"context"
 	"encoding/binary"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -23,9 +22,9 @@ import (
 const (
 	orderFreeze   = 'f' // stop all processes but the agent
 	orderThaw     = 't' // let them go on; with the host's clock, nanoseconds since 1970, 8 bytes
-	orderIdentity = 'i' // become a clone, while the link is down; with an [Identity] in JSON
+	orderIdentity = 'i' // become a clone, while the link is down; with an [Identity]
 	orderBegin    = 'b' // the link is up: mount again, run hooks, go on
-	orderMembers  = 'm' // others have come; with a list of [network.Member] in JSON
+	orderMembers  = 'm' // others have come; with a list of [network.Member]
 )
 
 // maxOrder bounds an order: an identity with thousands of members.
@@ -145,11 +144,7 @@ func (c *Control) Thaw(ctx context.Context) error {
 // Identify gives a fresh clone its identity, and waits until it has taken it
 // on. Its link is down meanwhile.
 func (c *Control) Identify(ctx context.Context, id Identity) error {
-	payload, err := json.Marshal(id)
-	if err != nil {
-		return fmt.Errorf("give %s its identity: %w", id.Name, err)
-	}
-	if err := c.order(ctx, orderIdentity, payload); err != nil {
+	if err := c.order(ctx, orderIdentity, id.encode()); err != nil {
 		return fmt.Errorf("%s could not take its identity: %w", id.Name, err)
 	}
 	return nil
@@ -163,10 +158,7 @@ func (c *Control) Begin(ctx context.Context) error {
 
 // Members tells a guest of others that have come to its network.
 func (c *Control) Members(ctx context.Context, members []network.Member) error {
-	payload, err := json.Marshal(members)
-	if err == nil {
-		err = c.order(ctx, orderMembers, payload)
-	}
+	err := c.order(ctx, orderMembers, encodeMembers(members))
 	if err != nil {
 		return fmt.Errorf("tell a guest of new members: %w", err)
 	}

@@ -3,7 +3,6 @@ package agent
 import (
 	"context"
 	"encoding/binary"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -114,9 +113,9 @@ func (a *agent) thaw(clock []byte) error {
 
 // become makes this VM the clone that the host says it is.
 func (a *agent) become(payload []byte) error {
-	var id Identity
-	if err := json.Unmarshal(payload, &id); err != nil {
-		return fmt.Errorf("read the identity: %w", err)
+	id, err := ParseIdentity(payload)
+	if err != nil {
+		return err
 	}
 	a.identity = id
 	if a.session != nil {
@@ -160,9 +159,9 @@ func (a *agent) begin() error {
 
 // greetMembers makes those that have come known here.
 func (a *agent) greetMembers(payload []byte) error {
-	var members []network.Member
-	if err := json.Unmarshal(payload, &members); err != nil {
-		return fmt.Errorf("read the members: %w", err)
+	members, err := decodeMembers(payload)
+	if err != nil {
+		return err
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), identityLimit)
 	defer cancel()

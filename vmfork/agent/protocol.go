@@ -35,27 +35,27 @@ type User struct {
 // Identity is all that tells one clone from another. It is a secret: Seed is
 // the clone's randomness.
 type Identity struct {
-	Clone     int                 `json:"clone"`            // 1…m, its id in the ticket; 0 is a VM that is nobody's clone
-	Ticket    string              `json:"ticket,omitempty"` // the ticket's id
-	Member    int                 `json:"member"`           // its number on the private network
-	Name      string              `json:"name"`             // its host name
-	Host      string              `json:"host"`             // the machine that carries it
-	VCPUs     int                 `json:"vcpus"`            // to be online; 0 leaves them as they are
-	Network   network.GuestConfig `json:"network"`
-	Seed      []byte              `json:"seed"` // 64 random bytes for the kernel's generator
-	Time      time.Time           `json:"time"` // the host's clock
-	BootID    string              `json:"boot_id"`
-	MachineID string              `json:"machine_id"`
+	Clone     int    // 1…m, its id in the ticket; 0 is a VM that is nobody's clone
+	Ticket    string // the ticket's id
+	Member    int    // its number on the private network
+	Name      string // its host name
+	Host      string // the machine that carries it
+	VCPUs     int    // to be online; 0 leaves them as they are
+	Network   network.GuestConfig
+	Seed      []byte    // 64 random bytes for the kernel's generator
+	Time      time.Time // the host's clock
+	BootID    string
+	MachineID string
 	// Session is what the agent writes first on the data port: before it lies
 	// what the VM that was cloned had still to say.
-	Session []byte `json:"session"`
-	Fork    Fork   `json:"fork"`
+	Session []byte
+	Fork    Fork
 }
 
 // Fork says which call made this clone.
 type Fork struct {
-	Call       string `json:"call,omitempty"`       // as forwarded with the call that asked for it; "" when no process of this VM did
-	Checkpoint string `json:"checkpoint,omitempty"` // the checkpoint that it was made of, "" for a direct clone
+	Call       string // as forwarded with the call that asked for it; "" when no process of this VM did
+	Checkpoint string // the checkpoint that it was made of, "" for a direct clone
 }
 
 // answer begins every stream's reply.
