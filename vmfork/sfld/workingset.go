@@ -36,10 +36,11 @@ func (e *Engine) push(g *generation, trace memtap.Trace) {
 // keepTrace keeps what was read of the booted guest so far with its checkpoint,
 // if there is no trace yet. Without one, the next job has to read.
 func (e *Engine) keepTrace(g *generation) {
-	e.background.Go(func() {
-		tmp := filepath.Join(e.image.Dir, fmt.Sprintf("%s%s-%d", tmpFiles, e.opts.Job, e.number()))
-		saveTrace(filepath.Join(g.folder, traceFile), tmp, e.tap.Trace(g.name))
-	})
+	if g.folder == "" {
+		return
+	}
+	tmp := filepath.Join(e.image.Dir, fmt.Sprintf("%s%s-%d", tmpFiles, e.opts.Job, e.number()))
+	e.background.Go(func() { saveTrace(filepath.Join(g.folder, traceFile), tmp, e.tap.Trace(g.name)) })
 }
 
 // saveTrace saves a trace at path, by way of the file tmp, unless there is one.
