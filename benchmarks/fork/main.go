@@ -7,11 +7,14 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/mpirun-sf/mpirun-sf/benchmarks/figures"
 )
@@ -57,7 +60,10 @@ func main() {
 	if status, is := inVM(os.Args[1:]); is {
 		os.Exit(status)
 	}
-	if err := run(context.Background()); err != nil {
+	// Whoever has enough of it leaves no gigabytes behind.
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, unix.SIGTERM)
+	defer stop()
+	if err := run(ctx); err != nil {
 		fmt.Fprintln(os.Stderr, "bench-fork:", err)
 		os.Exit(1)
 	}
