@@ -57,6 +57,7 @@ type running struct {
 	done           chan struct{}
 	result         result
 	beside         bool
+	settled        func() // waits for what goes after the launcher
 }
 
 // buffer gathers output that is looked at meanwhile.
@@ -144,6 +145,9 @@ func (r *running) wait() result {
 		for _, p := range left {
 			syscall.Kill(p.pid, syscall.SIGKILL)
 		}
+	}
+	if r.settled != nil {
+		r.settled()
 	}
 	r.t.Logf("%s: status %d, %.2f s", strings.Join(r.cmd.Args[1:], " "), r.result.status, r.result.took.Seconds())
 	return r.result

@@ -13,12 +13,14 @@ import (
 const promptly = 5 * time.Second
 
 // TestCrash: the others wait in a barrier for the rank that died.
-func TestCrash(t *testing.T) {
-	run := command{args: []string{"-np", "2", example("crash")}}.start(t)
+func TestCrash(t *testing.T) { everywhere(t, testCrash) }
+
+func testCrash(t *testing.T, p place) {
+	run := p.start(t, command{args: []string{"-np", "2", example("crash")}})
 	run.awaitOutput("follows a null pointer", 1)
 	begin := time.Now()
 	r := run.wait()
-	r.fails(t, 139, "rank 1 on clone-2", "signal 11", "segmentation fault")
+	r.fails(t, 139, "rank 1 on "+p.clone(2), "signal 11", "segmentation fault")
 	if took := time.Since(begin); took > promptly {
 		t.Errorf("the job ended %v after the crash", took)
 	}
@@ -27,31 +29,39 @@ func TestCrash(t *testing.T) {
 
 // TestAbort: rank 1 calls MPI_Abort(comm, 7) while the others wait.
 func TestAbort(t *testing.T) {
-	r := mpirun(t, "-np", "2", example("abort"))
-	r.fails(t, 7, "rank 1 on clone-2", "MPI_Abort(comm, 7)")
-	has(t, r.stdout, "rank 1 of 2 aborts")
+	everywhere(t, func(t *testing.T, p place) {
+		r := p.run(t, "-np", "2", example("abort"))
+		r.fails(t, 7, "rank 1 on "+p.clone(2), "MPI_Abort(comm, 7)")
+		has(t, r.stdout, "rank 1 of 2 aborts")
+	})
 }
 
 // TestExitStatus: one rank's status is the job's; the other ranks end in peace.
 func TestExitStatus(t *testing.T) {
-	r := mpirun(t, "-np", "4", example("exit3"))
-	r.fails(t, 3, "rank 2 on clone-3", "status 3")
-	for rank := range 4 {
-		has(t, r.stdout, fmt.Sprintf("rank %d of 4 exits %d", rank, map[bool]int{true: 3}[rank == 2]))
-	}
+	everywhere(t, func(t *testing.T, p place) {
+		r := p.run(t, "-np", "4", example("exit3"))
+		r.fails(t, 3, "rank 2 on "+p.clone(3), "status 3")
+		for rank := range 4 {
+			has(t, r.stdout, fmt.Sprintf("rank %d of 4 exits %d", rank, map[bool]int{true: 3}[rank == 2]))
+		}
+	})
 }
 
 // TestCloneLost: a clone's hypervisor dies under its rank.
-func TestCloneLost(t *testing.T) {
-	run := command{args: []string{"-np", "2", example("sleep"), "60"}}.start(t)
-	run.awaitOutput("sleeps 60 seconds", 2)
-	for _, p := range processes() {
-		if p.isQEMU("clone-2") {
-			syscall.Kill(p.pid, syscall.SIGKILL)
+func TestCloneLost(t *testing.T) { everywhere(t, testCloneLost) }
+
+func testCloneLost(t *testing.T, p place) {
+	probe := compile(t, "gcc", "testdata/probe.c")
+	run := p.start(t, command{args: []string{"-np", "2", probe, "hostname", "arg:here", "sleep:60000"}})
+	run.awaitOutput("= here", 2)
+	lost := p.clones(t, run.stdout.String(), 2)[1]
+	for _, q := range allProcesses() {
+		if q.isQEMU("-name "+lost+" ") && (p == inside) == descends(allProcesses(), q, machine.pid()) {
+			syscall.Kill(q.pid, syscall.SIGKILL)
 		}
 	}
 	begin := time.Now()
-	run.wait().fails(t, -1, "clone-2")
+	run.wait().fails(t, -1, lost)
 	if took := time.Since(begin); took > promptly {
 		t.Errorf("the job ended %v after the clone", took)
 	}
@@ -59,10 +69,12 @@ func TestCloneLost(t *testing.T) {
 
 // TestSignals: what the launcher is sent reaches the ranks, those that listen
 // and those that die of it.
-func TestSignals(t *testing.T) {
+func TestSignals(t *testing.T) { everywhere(t, testSignals) }
+
+func testSignals(t *testing.T, p place) {
 	probe := compile(t, "gcc", "testdata/probe.c")
 	t.Run("forwarded", func(t *testing.T) {
-		run := command{args: []string{"-np", "2", probe, "signals:60"}, attr: &syscall.SysProcAttr{Setpgid: true}}.start(t)
+		run := p.start(t, command{args: []string{"-np", "2", probe, "signals:60"}, attr: &syscall.SysProcAttr{Setpgid: true}})
 		run.awaitOutput("= listening", 2)
 		for name, sig := range map[string]syscall.Signal{"SIGTERM": syscall.SIGTERM, "SIGQUIT": syscall.SIGQUIT, "SIGUSR1": syscall.SIGUSR1, "SIGINT": syscall.SIGINT} {
 			// To the group, as a terminal does.
@@ -82,7 +94,7 @@ func TestSignals(t *testing.T) {
 	})
 	for _, sig := range []syscall.Signal{syscall.SIGINT, syscall.SIGTERM, syscall.SIGQUIT} {
 		t.Run(fmt.Sprintf("dying of %d", sig), func(t *testing.T) {
-			run := command{args: []string{"-np", "2", probe, "arg:here", "sleep:60000"}}.start(t)
+			run := p.start(t, command{args: []string{"-np", "2", probe, "arg:here", "sleep:60000"}})
 			run.awaitOutput("= here", 2)
 			begin := time.Now()
 			run.cmd.Process.Signal(sig)
@@ -93,7 +105,7 @@ func TestSignals(t *testing.T) {
 		})
 	}
 	t.Run("before there are ranks", func(t *testing.T) {
-		run := command{args: []string{"-v", "-np", "2", example("hello")}}.start(t)
+		run := p.start(t, command{args: []string{"-v", "-np", "2", example("hello")}})
 		run.await("the ticket", func() bool { return strings.Contains(run.stderr.String(), "ticket for") })
 		begin := time.Now()
 		run.cmd.Process.Signal(syscall.SIGINT)

@@ -24,33 +24,39 @@ func copyTo(t *testing.T, dir, name string) {
 
 // TestHello: each rank in a clone of its own, by whose name it goes.
 func TestHello(t *testing.T) {
-	dir := t.TempDir()
-	copyTo(t, dir, "hello")
-	r := command{args: []string{"-np", "4", "./hello"}, dir: dir}.run(t).succeeds(t)
-	if n := strings.Count(r.stdout, "\n"); n != 4 {
-		t.Errorf("%d lines of output instead of 4", n)
-	}
-	for rank := range 4 {
-		has(t, r.stdout, fmt.Sprintf("hello from rank %d of 4 on clone-%d: sum 6, allreduce …", rank, rank+1))
-	}
+	everywhere(t, func(t *testing.T, p place) {
+		dir := t.TempDir()
+		copyTo(t, dir, "hello")
+		r := p.start(t, command{args: []string{"-np", "4", "./hello"}, dir: dir}).wait().succeeds(t)
+		if n := strings.Count(r.stdout, "\n"); n != 4 {
+			t.Errorf("%d lines of output instead of 4", n)
+		}
+		for rank, clone := range p.clones(t, r.stdout, 4) {
+			has(t, r.stdout, fmt.Sprintf("hello from rank %d of 4 on %s: sum 6, allreduce …", rank, clone))
+		}
+	})
 }
 
 // TestRanksPerClone: hello with two ranks on each clone, which has two CPUs.
 func TestRanksPerClone(t *testing.T) {
-	r := mpirun(t, "-np", "4", "-ppn", "2", "--memory", "256M", example("hello")).succeeds(t)
-	for rank := range 4 {
-		has(t, r.stdout, fmt.Sprintf("hello from rank %d of 4 on clone-%d: sum 6, allreduce …", rank, rank/2+1))
-	}
+	everywhere(t, func(t *testing.T, p place) {
+		r := p.run(t, "-np", "4", "-ppn", "2", "--memory", "256M", example("hello")).succeeds(t)
+		clones := p.clones(t, r.stdout, 2)
+		for rank := range 4 {
+			has(t, r.stdout, fmt.Sprintf("hello from rank %d of 4 on %s: sum 6, allreduce …", rank, clones[rank/2]))
+		}
+	})
 }
 
 func TestRing(t *testing.T) {
-	r := mpirun(t, "-np", "4", example("ring")).succeeds(t)
-	has(t, r.stdout, "ring of 4 ranks, 10 laps: token 100, as expected")
+	everywhere(t, func(t *testing.T, p place) {
+		r := p.run(t, "-np", "4", example("ring")).succeeds(t)
+		has(t, r.stdout, "ring of 4 ranks, 10 laps: token 100, as expected")
+	})
 }
 
 // TestPi: the same as plain mpiexec gives on the host, to the last digit.
 func TestPi(t *testing.T) {
-	r := mpirun(t, "-np", "2", example("pi"), "100000").succeeds(t)
 	host := exec.Command(example("pi"), "100000")
 	host.Env = environ(nil)
 	alone, err := host.Output()
@@ -62,19 +68,28 @@ func TestPi(t *testing.T) {
 		fmt.Sscanf(s, "pi is approximately %s", &pi)
 		return pi[:min(len(pi), 12)]
 	}
-	if digits(r.stdout) != digits(string(alone)) || len(digits(r.stdout)) < 12 {
-		t.Errorf("%q on clones, %q on the host", r.stdout, alone)
-	}
+	everywhere(t, func(t *testing.T, p place) {
+		r := p.run(t, "-np", "2", example("pi"), "100000").succeeds(t)
+		if digits(r.stdout) != digits(string(alone)) || len(digits(r.stdout)) < 12 {
+			t.Errorf("%q on clones, %q on the host", r.stdout, alone)
+		}
+	})
 }
 
 func TestAlltoall(t *testing.T) {
-	r := mpirun(t, "-np", "4", example("alltoall"), "16").succeeds(t)
-	has(t, r.stdout, "alltoall of 16 MB on 4 ranks: …")
+	everywhere(t, func(t *testing.T, p place) {
+		r := p.run(t, "-np", "4", example("alltoall"), "16").succeeds(t)
+		has(t, r.stdout, "alltoall of 16 MB on 4 ranks: …")
+	})
 }
 
 func TestNoMPI(t *testing.T) {
-	r := mpirun(t, "-np", "2", example("nompi")).succeeds(t)
-	has(t, r.stdout, "no MPI here: clone-1, PMI_RANK 0 of PMI_SIZE 2", "no MPI here: clone-2, PMI_RANK 1 of PMI_SIZE 2")
+	everywhere(t, func(t *testing.T, p place) {
+		r := p.run(t, "-np", "2", example("nompi")).succeeds(t)
+		for rank, clone := range p.clones(t, r.stdout, 2) {
+			has(t, r.stdout, fmt.Sprintf("no MPI here: %s, PMI_RANK %d of PMI_SIZE 2", clone, rank))
+		}
+	})
 }
 
 // TestSecondRunNeitherBuildsNorBoots: what the first run said, the second does not.
@@ -120,14 +135,16 @@ func private(t *testing.T, cache string) {
 
 // TestQuiet: -q says nothing when all goes well.
 func TestQuiet(t *testing.T) {
-	r := mpirun(t, "-q", "-np", "2", example("hello")).succeeds(t)
-	if r.stderr != "" {
-		t.Errorf("-q says %q", r.stderr)
-	}
-	r = mpirun(t, "-q", "-np", "2", example("no-such")).fails(t, 1, "does not exist")
-	if strings.Count(r.stderr, "\n") != 1 {
-		t.Errorf("-q does not say one line of an error: %q", r.stderr)
-	}
+	everywhere(t, func(t *testing.T, p place) {
+		r := p.run(t, "-q", "-np", "2", example("hello")).succeeds(t)
+		if r.stderr != "" {
+			t.Errorf("-q says %q", r.stderr)
+		}
+		r = p.run(t, "-q", "-np", "2", example("no-such")).fails(t, 1, "does not exist")
+		if strings.Count(r.stderr, "\n") != 1 {
+			t.Errorf("-q does not say one line of an error: %q", r.stderr)
+		}
+	})
 }
 
 // TestTwoJobsAtOnce: they share the machine, the cache and nothing else.

@@ -37,9 +37,28 @@ func (p process) isQEMU(name string) bool {
 	return len(p.argv) > 0 && strings.Contains(p.argv[0], "qemu-system") && strings.Contains(strings.Join(p.argv, " "), name)
 }
 
-// processes lists what is ours of what runs. Other jobs on the machine do not
-// count: ours have our mark in their environment or run our copy of the binary.
+// processes lists what is ours of what runs, but for the virtual machine that
+// tests share.
 func processes() []process {
+	all := allProcesses()
+	return slices.DeleteFunc(slices.Clone(all), func(p process) bool { return descends(all, p, machine.pid()) })
+}
+
+// descends tells whether a process is, or was started by way of, ancestor.
+func descends(all []process, p process, ancestor int) bool {
+	for ancestor != 0 && p.pid != ancestor {
+		i := slices.IndexFunc(all, func(q process) bool { return q.pid == p.parent })
+		if i < 0 {
+			return false
+		}
+		p = all[i]
+	}
+	return ancestor != 0
+}
+
+// allProcesses knows other jobs on the machine from ours: ours have our mark in
+// their environment or run our copy of the binary.
+func allProcesses() []process {
 	entries, _ := os.ReadDir("/proc")
 	var out []process
 	for _, e := range entries {

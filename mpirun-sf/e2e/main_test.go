@@ -54,6 +54,7 @@ func testMain(m *testing.M) int {
 		return 1
 	}
 	status := m.Run()
+	machine.stop()
 	if left := awaitSnapshot(before); len(left) > 0 {
 		fmt.Fprintf(os.Stderr, "e2e: left on the machine after all tests:\n\t%s\n", strings.Join(left, "\n\t"))
 		return 1
@@ -114,6 +115,16 @@ func setUp(dir string) error {
 	if out, err := exec.CommandContext(ctx, "cp", "-r", root+"/bin/mpirun-sf", root+"/bin/examples", dir).CombinedOutput(); err != nil {
 		return fmt.Errorf("copy launcher and examples: %w\n%s", err, out)
 	}
+	// What tests make is found at the same place in the virtual machine that they
+	// share. Compilers that run as another user write there too.
+	work := filepath.Join(dir, "work")
+	if err := os.Mkdir(work, 0o777); err != nil {
+		return err
+	}
+	if err := os.Chmod(work, 0o777|os.ModeSticky); err != nil {
+		return err
+	}
+	os.Setenv("TMPDIR", work)
 	return keepKernel(filepath.Join(cacheDir, "mpirun-sf"))
 }
 

@@ -12,7 +12,9 @@ import (
 
 // TestStdin: all of a large input arrives at rank 0, none of it elsewhere, and
 // an input that nobody wrote to is at its end.
-func TestStdin(t *testing.T) {
+func TestStdin(t *testing.T) { everywhere(t, testStdin) }
+
+func testStdin(t *testing.T, p place) {
 	var in strings.Builder
 	for i := range 100000 {
 		fmt.Fprintln(&in, i)
@@ -21,7 +23,7 @@ func TestStdin(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			h := fnv.New64a()
 			h.Write([]byte(text))
-			r := command{args: []string{"-np", "2", example("stdin")}, stdin: strings.NewReader(text)}.run(t).succeeds(t)
+			r := p.start(t, command{args: []string{"-np", "2", example("stdin")}, stdin: strings.NewReader(text)}).wait().succeeds(t)
 			for rank := range 2 {
 				has(t, r.stdout, fmt.Sprintf("rank %d of 2: stdin had %d bytes, checksum %016x", rank, len(text), h.Sum64()))
 			}
@@ -35,20 +37,22 @@ func TestStdin(t *testing.T) {
 		}
 		defer r.Close()
 		defer w.Close()
-		command{args: []string{"-np", "2", example("hello")}, stdin: r}.run(t).succeeds(t)
+		p.start(t, command{args: []string{"-np", "2", example("hello")}, stdin: r}).wait().succeeds(t)
 	})
 }
 
 // TestWholeLines: lines of ranks that all write at once, in pieces, arrive
 // whole, each on its stream, none lost, with a label if asked.
-func TestWholeLines(t *testing.T) {
+func TestWholeLines(t *testing.T) { everywhere(t, testWholeLines) }
+
+func testWholeLines(t *testing.T, p place) {
 	const lines, length = 200, 1000
 	for _, label := range []bool{false, true} {
 		args := []string{"-q", "-np", "2", example("spew"), fmt.Sprint(lines), fmt.Sprint(length)}
 		if label {
 			args = append([]string{"-l"}, args...)
 		}
-		r := mpirun(t, args...)
+		r := p.run(t, args...)
 		if r.status != 0 {
 			t.Fatalf("exit status %d: %.2000s", r.status, r.stderr)
 		}
@@ -87,8 +91,10 @@ func TestWholeLines(t *testing.T) {
 
 // TestLogFormat: as JSON, every line of the launcher's own is one object, and
 // stdout is the ranks'.
-func TestLogFormat(t *testing.T) {
-	r := mpirun(t, "-v", "--log-format", "json", "-np", "2", example("hello"))
+func TestLogFormat(t *testing.T) { everywhere(t, testLogFormat) }
+
+func testLogFormat(t *testing.T, p place) {
+	r := p.run(t, "-v", "--log-format", "json", "-np", "2", example("hello"))
 	if r.status != 0 || strings.Count(r.stdout, "hello from rank") != strings.Count(r.stdout, "\n") {
 		t.Fatalf("exit status %d, stdout:\n%s\nstderr:\n%s", r.status, r.stdout, r.stderr)
 	}
@@ -103,7 +109,7 @@ func TestLogFormat(t *testing.T) {
 	if !strings.Contains(strings.Join(said, "\n"), "clones ready in") {
 		t.Errorf("the log does not tell of clones: %q", said)
 	}
-	r = mpirun(t, "--log-format", "json", example("no-such"))
+	r = p.run(t, "--log-format", "json", example("no-such"))
 	var m struct{ Level, Message string }
 	if err := json.Unmarshal([]byte(r.stderr), &m); err != nil || m.Level != "error" || !strings.Contains(m.Message, "does not exist") {
 		t.Errorf("an error as JSON is %q", r.stderr)
@@ -121,15 +127,17 @@ func TestVerbose(t *testing.T) {
 }
 
 // TestEnvironment: what ranks find in their environment, and where they run.
-func TestEnvironment(t *testing.T) {
+func TestEnvironment(t *testing.T) { everywhere(t, testEnvironment) }
+
+func testEnvironment(t *testing.T, p place) {
 	dir := t.TempDir()
 	if err := os.Mkdir(filepath.Join(dir, "in here"), 0o755); err != nil {
 		t.Fatal(err)
 	}
 	probe := compile(t, "gcc", "testdata/probe.c")
-	r := command{args: []string{"-np", "2", "-env", "GREETING", "a, b = c", "-env", "EMPTY", "", "-wdir", "in here",
+	r := p.start(t, command{args: []string{"-np", "2", "-env", "GREETING", "a, b = c", "-env", "EMPTY", "", "-wdir", "in here",
 		probe, "env:GREETING", "env:EMPTY", "env:FROM_OUTSIDE", "env:LD_PRELOAD", "cwd", "arg:with space"},
-		dir: dir, env: []string{"FROM_OUTSIDE=yes"}}.run(t).succeeds(t)
+		dir: dir, env: []string{"FROM_OUTSIDE=yes"}}).wait().succeeds(t)
 	for rank := range 2 {
 		has(t, r.stdout,
 			fmt.Sprintf("%d env:GREETING = a, b = c", rank), fmt.Sprintf("%d env:EMPTY = ", rank),
