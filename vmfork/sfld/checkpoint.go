@@ -36,7 +36,7 @@ import (
 
 // checkpointFormat changes when a checkpoint of an older program must not be
 // used by this one.
-const checkpointFormat = "3"
+const checkpointFormat = "4"
 
 // How long a guest may take to boot. Under TCG on a busy machine, boots of 8 s
 // were seen.
@@ -330,7 +330,7 @@ func (e *Engine) boot(ctx context.Context, dir string) (b *booted, err error) {
 		Name: e.plan.Name(0), Dir: jobDir, Shape: e.shape, MemoryPath: b.memory, DiskPath: disk,
 		Tap: tap, MAC: e.plan.MAC(0), Ports: []hypervisor.Port{b.control.machine, b.data.machine},
 	}
-	b.vm, err = e.driver.Boot(ctx, cfg, hypervisor.Kernel{Image: e.image.Kernel, Initrd: e.image.Initramfs})
+	b.vm, err = e.driver.Boot(ctx, cfg, hypervisor.Kernel{Image: e.image.Kernel, Initrd: e.image.Initramfs, Cmdline: agent.KernelArguments})
 	if err != nil {
 		return nil, err
 	}

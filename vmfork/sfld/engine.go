@@ -48,7 +48,7 @@ type Engine struct {
 	machines    map[int]*machine
 	grants      map[string]*grant
 	checkpoints map[string]*checkpoint
-	layers      map[*slice.Slice]int // how many generations have each
+	layers      map[*slice.Slice]int // how many generations and disks have each
 	shares      []*share.Server
 	first       *allocator.Grant // of the first VM, nil before there is one
 	closed      bool

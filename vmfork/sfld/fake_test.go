@@ -437,6 +437,9 @@ func (e *Engine) wrong(d *fakeDriver, names []string) string {
 			if m.Name == name {
 				member, ok = n, true
 				count(m.base)
+				for _, l := range m.disk.Layers() {
+					layers[l] = true
+				}
 				if m.successor != nil {
 					want++
 				}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"time"
 
 	"github.com/mpirun-sf/mpirun-sf/vmfork/hypervisor"
@@ -54,6 +55,11 @@ func (e *Engine) succeed(m *machine) *successor {
 		return m.successor
 	}
 	s := &successor{ready: make(chan struct{})}
+	if m.ended {
+		s.err = errors.New("it is gone")
+		close(s.ready)
+		return s
+	}
 	m.successor = s
 	e.background.Go(func() {
 		defer close(s.ready)
@@ -101,9 +107,6 @@ func (e *Engine) dismiss(m *machine, s *successor) {
 func (e *Engine) freeze(ctx context.Context, m *machine) (g *generation, f Frozen, err error) {
 	m.forking.Lock()
 	defer m.forking.Unlock()
-	if e.isEnded(m) {
-		return nil, f, fmt.Errorf("fork %s: it is gone", m.Name)
-	}
 	s := e.succeed(m)
 	defer func() {
 		if err != nil {
@@ -119,7 +122,7 @@ func (e *Engine) freeze(ctx context.Context, m *machine) (g *generation, f Froze
 	if s.err != nil {
 		return nil, f, s.err
 	}
-	release, err := m.data.hold()
+	release, err := m.data.hold(ctx)
 	if err != nil {
 		return nil, f, err
 	}
@@ -168,8 +171,17 @@ const pauseLimit = 20 * time.Second
 // hold keeps the session from writing to the machine, and waits until what was
 // written has been read: a process that is about to stop must not take it along.
 // What a guest without a buffer for it leaves unread stays for the successor.
-func (p *port) hold() (release func(), err error) {
-	p.gate.Lock()
+func (p *port) hold(ctx context.Context) (release func(), err error) {
+	held := make(chan struct{})
+	go func() { p.gate.Lock(); close(held) }()
+	ctx, cancel := context.WithTimeout(ctx, holdLimit)
+	defer cancel()
+	select {
+	case <-held:
+	case <-ctx.Done():
+		go func() { <-held; p.gate.Unlock() }()
+		return nil, fmt.Errorf("wait for the guest to read what it was sent: %w", ctx.Err())
+	}
 	for end := time.Now().Add(unreadLimit); ; time.Sleep(time.Millisecond) {
 		n, err := p.machine.Unread()
 		if err != nil {
@@ -181,6 +193,10 @@ func (p *port) hold() (release func(), err error) {
 		}
 	}
 }
+
+// holdLimit is how long a guest may take to make room for what it is being
+// sent.
+const holdLimit = 10 * time.Second
 
 // unreadLimit is how long a guest may take to read its port before a fork.
 const unreadLimit = 50 * time.Millisecond
@@ -232,6 +248,7 @@ func (e *Engine) freezeDisk(m *machine) ([]*slice.Slice, error) {
 		top.Close()
 		return nil, err
 	}
+	e.hold([]*slice.Slice{top})
 	return layers, nil
 }
 
@@ -268,6 +285,9 @@ func (e *Engine) settle(m *machine, dirtied *slice.Slice) {
 	e.mu.Lock()
 	e.copied += copied
 	e.mu.Unlock()
+	if errors.Is(err, os.ErrClosed) {
+		return // nobody has the generation any more
+	}
 	if err != nil && e.ctx.Err() == nil {
 		e.notify(Notice{Line: fmt.Sprintf("the pages that %s had written stay in its former process, which takes memory: %v", m.Name, err)})
 		<-e.ctx.Done()

@@ -2,6 +2,7 @@ package sfld
 
 import (
 	"fmt"
+	"slices"
 
 	"github.com/mpirun-sf/mpirun-sf/vmfork/slice"
 )
@@ -39,18 +40,14 @@ func (e *Engine) freezeGeneration(g *generation, state []byte, disk []*slice.Sli
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	g.state, g.disk = state, disk
-	for _, l := range disk {
-		e.layers[l]++
-	}
+	e.holdLocked(disk)
 }
 
 // deliverMemory gives it its memory: faults wait for it.
 func (e *Engine) deliverMemory(g *generation, memory *slice.Image) error {
 	e.mu.Lock()
 	g.memory = memory
-	for _, l := range memory.Layers() {
-		e.layers[l]++
-	}
+	e.holdLocked(memory.Layers())
 	e.mu.Unlock()
 	return e.tap.Deliver(g.name, memory)
 }
@@ -65,26 +62,45 @@ func (e *Engine) retain(g *generation) *generation {
 // release ends one use. What nobody uses is gone.
 func (e *Engine) release(g *generation) {
 	e.mu.Lock()
-	g.uses--
-	last := g.uses == 0
+	if g.uses--; g.uses > 0 {
+		e.mu.Unlock()
+		return
+	}
+	layers := g.disk
+	if g.memory != nil {
+		layers = slices.Concat(layers, g.memory.Layers())
+	}
+	e.mu.Unlock()
+	e.tap.Remove(g.name)
+	e.drop(layers)
+}
+
+// Slices are shared by generations, and by the disks of machines. The last one
+// that drops a slice closes it.
+
+func (e *Engine) hold(layers []*slice.Slice) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.holdLocked(layers)
+}
+
+func (e *Engine) holdLocked(layers []*slice.Slice) {
+	for _, l := range layers {
+		e.layers[l]++
+	}
+}
+
+func (e *Engine) drop(layers []*slice.Slice) {
+	e.mu.Lock()
 	var unused []*slice.Slice
-	if last {
-		layers := g.disk
-		if g.memory != nil {
-			layers = append(layers[:len(layers):len(layers)], g.memory.Layers()...)
-		}
-		for _, l := range layers {
-			if e.layers[l]--; e.layers[l] == 0 {
-				delete(e.layers, l)
-				unused = append(unused, l)
-			}
+	for _, l := range layers {
+		if e.layers[l]--; e.layers[l] == 0 {
+			delete(e.layers, l)
+			unused = append(unused, l)
 		}
 	}
 	e.mu.Unlock()
-	if last {
-		e.tap.Remove(g.name)
-		for _, l := range unused {
-			l.Close()
-		}
+	for _, l := range unused {
+		l.Close()
 	}
 }

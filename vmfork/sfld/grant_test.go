@@ -1,6 +1,7 @@
 package sfld
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -230,11 +231,19 @@ func TestOneCloneFails(t *testing.T) {
 func TestSuccessorFails(t *testing.T) {
 	e, d := testEngine(t)
 	startVM(t, e)
+	disk := e.machines[0].disk
+	written, read := bytes.Repeat([]byte("x"), 8192), make([]byte, 8192)
+	if _, err := disk.WriteAt(written, 0); err != nil {
+		t.Fatal(err)
+	}
 	d.ask(func(string) error { return errors.New("no room") }, nil)
 	id := field(t, fromHost(t, e, "ok", api.RequestTicket, "clones", "1"), "ticket")
 	fromHost(t, e, "error kind=failed text=fork parent: no room", api.Clone, "ticket", id)
 	fromHost(t, e, "error kind=unknown", api.ShowTicket, "ticket", id)
 	d.process(t, "parent", "ok id=0", api.Whoami)
+	if _, err := disk.ReadAt(read, 0); err != nil || !bytes.Equal(read, written) {
+		t.Errorf("what the VM had written to its disk is lost (%v)", err)
+	}
 	d.ask(nil, nil)
 	fromHost(t, e, "ok", api.Kill, "ticket", e.clone(t, "parent", "1"))
 	d.process(t, "parent", "ok id=0", api.Whoami)

@@ -85,8 +85,7 @@ func (e *Engine) newMachine(ctx context.Context, who ticket.Clone, g *generation
 		if err != nil {
 			e.tap.Remove(diskName(who.Member))
 			e.net.Remove(who.Member)
-			m.close()
-			e.release(g)
+			e.close(m)
 			err = fmt.Errorf("make %s: %w", who.Name, err)
 		}
 	}()
@@ -101,10 +100,12 @@ func (e *Engine) newMachine(ctx context.Context, who ticket.Clone, g *generation
 	if err != nil {
 		return nil, err
 	}
-	if m.disk, err = slice.NewImage(append([]*slice.Slice{top}, below...)...); err != nil {
+	layers := append([]*slice.Slice{top}, below...)
+	if m.disk, err = slice.NewImage(layers...); err != nil {
 		top.Close()
 		return nil, err
 	}
+	e.hold(layers)
 	disk, err := e.tap.AddDisk(diskName(who.Member), m.disk)
 	if err != nil {
 		return nil, err
@@ -130,22 +131,35 @@ func (e *Engine) newTop(size int64) (*slice.Slice, error) {
 	return e.scratch(func(path string) (*slice.Slice, error) { return slice.Create(path, size, slice.Disk) })
 }
 
-// close closes what a machine has beside its process and its names.
-func (m *machine) close() {
+// close lets go of what a machine has beside its process and its names.
+func (e *Engine) close(m *machine) {
 	for _, p := range []*port{m.control, m.data} {
 		if p != nil {
 			p.Close()
 		}
 	}
 	if m.disk != nil {
-		m.disk.Layers()[0].Close() // the others are its generation's
+		e.drop(m.disk.Layers())
 	}
+	e.release(m.base)
+}
+
+// restack puts other layers under what a machine has written to its disk.
+func (e *Engine) restack(m *machine, below []*slice.Slice) error {
+	before := m.disk.Layers()
+	layers := append(before[:1:1], below...)
+	if err := m.disk.Restack(layers...); err != nil {
+		return err
+	}
+	e.hold(layers)
+	e.drop(before)
+	return nil
 }
 
 // start brings a prepared machine to life as a copy of its generation, with an
 // identity of its own.
 func (e *Engine) start(ctx context.Context, m *machine, fork agent.Fork, began time.Time) (t startTimes, err error) {
-	if err := m.disk.Restack(append([]*slice.Slice{m.disk.Layers()[0]}, m.base.disk...)...); err != nil {
+	if err := e.restack(m, m.base.disk); err != nil {
 		return t, fmt.Errorf("give %s its disk: %w", m.Name, err)
 	}
 	if err := m.vm.Restore(ctx, m.base.state); err != nil {
@@ -324,8 +338,7 @@ func (e *Engine) end(m *machine) {
 	}
 	e.tap.Remove(diskName(m.Member))
 	e.net.Remove(m.Member)
-	m.close()
-	e.release(m.base)
+	e.close(m)
 }
 
 // blame adds memtap's reason to the end of a machine, if it has one: a guest
