@@ -288,7 +288,7 @@ func (j *host) reportCounters(ctx context.Context) {
 		return
 	}
 	kb := func(n int64) float64 { return float64(n) / 1024 }
-	tui.Detail("memory: %d reads, %.0f KB fetched, %d zero pages answered without a fetch, median %v, 99th percentile %v",
-		n.Memory.Reads, kb(n.Memory.BytesFetched), n.Memory.ZeroBlocks, n.Memory.Latency.Percentile(50), n.Memory.Latency.Percentile(99))
+	tui.Detail("memory: %d reads, %.0f KB fetched, %.0f KB pushed ahead, %d zero pages answered without a fetch, median %v, 99th percentile %v",
+		n.Memory.Reads, kb(n.Memory.BytesFetched), kb(n.Memory.BytesPushed), n.Memory.ZeroBlocks, n.Memory.Latency.Percentile(50), n.Memory.Latency.Percentile(99))
 	tui.Detail("disks:  %d reads, %.0f KB fetched, %d writes, %.0f KB written", n.Disks.Reads, kb(n.Disks.BytesFetched), n.Disks.Writes, kb(n.Disks.BytesWritten))
 }

@@ -99,5 +99,5 @@ func (h *host) run(ctx context.Context, argv ...string) (time.Duration, error) {
 // fetched is what all clones together have fetched so far, in bytes.
 func (h *host) fetched(ctx context.Context) (int64, error) {
 	n, err := h.daemon.Counters(ctx)
-	return n.Memory.BytesFetched + n.Disks.BytesFetched, err
+	return n.Memory.BytesFetched + n.Memory.BytesPushed + n.Disks.BytesFetched, err
 }
