@@ -35,7 +35,7 @@ import (
 // since a process that waits for a reply cannot be frozen for a fork; what
 // remains are a kernel's own: writing back of pages, and closing.
 type relay struct {
-	kernel net.Conn
+	kernel stream
 	limit  atomic.Uint32 // of a message, bytes
 
 	reconnecting sync.Mutex // held by reconnect, and taken before all others
@@ -57,9 +57,17 @@ type relay struct {
 	ended   chan struct{} // closed when both connections are about to be
 }
 
+// A stream is what a relay needs of a connection. Close makes reads and writes
+// return that are under way.
+type stream interface {
+	io.ReadWriteCloser
+	// abandon is Close, of which the peer hears nothing.
+	abandon()
+}
+
 // A link is one connection to the server.
 type link struct {
-	conn    net.Conn
+	conn    stream
 	dropped atomic.Bool   // its errors mean nothing any more
 	left    chan struct{} // closed when nothing more will be read from it
 }
@@ -93,16 +101,26 @@ var errRelay = errors.New("protocol violation at the relay")
 
 // newRelay begins to relay between two connections, which are the relay's from
 // then on.
-func newRelay(kernel, server net.Conn) *relay {
-	r := &relay{kernel: kernel, book: newBook(), asked: map[uint16]*outstanding{}, ended: make(chan struct{})}
+func newRelay(kernel, server net.Conn) (*relay, error) {
+	far, err := streamOf(kernel)
+	if err != nil {
+		server.Close()
+		return nil, err
+	}
+	link, err := streamOf(server)
+	if err != nil {
+		far.Close()
+		return nil, err
+	}
+	r := &relay{kernel: far, book: newBook(), asked: map[uint16]*outstanding{}, ended: make(chan struct{})}
 	r.limit.Store(minMessage)
-	r.use(server)
+	r.use(link)
 	go r.send()
-	return r
+	return r, nil
 }
 
 // use makes a connection the one over which the relay goes on.
-func (r *relay) use(conn net.Conn) {
+func (r *relay) use(conn stream) {
 	l := &link{conn: conn, left: make(chan struct{})}
 	r.link.Store(l)
 	select {

@@ -39,7 +39,7 @@ func FuzzRelay(f *testing.F) {
 			_ = c.SetDeadline(time.Now().Add(20 * time.Second))
 			go func() { _, _ = io.Copy(io.Discard, c) }()
 		}
-		r := newRelay(far, link)
+		r := begin(t, far, link)
 		if _, err := near.Write(kernel); err == nil {
 			_, _ = theirs.Write(server)
 		}

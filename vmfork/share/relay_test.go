@@ -79,6 +79,8 @@ func (s *stalling) Close() error {
 	return nil
 }
 
+func (s *stalling) abandon() { _ = s.Close() }
+
 const endless = 1 << 40
 
 // dialer is how a relay reaches the service.
@@ -95,8 +97,7 @@ func (s *service) relay(wrap func(net.Conn) net.Conn) (*relay, net.Conn) {
 		s.t.Fatal(err)
 	}
 	near, far := sockets(s.t)
-	r := newRelay(far, wrap(server))
-	s.t.Cleanup(r.close)
+	r := begin(s.t, far, wrap(server))
 	s.t.Cleanup(func() { server.Close() })
 	return r, near
 }
@@ -124,6 +125,16 @@ func sockets(t testing.TB) (net.Conn, net.Conn) {
 		f.Close()
 	}
 	return conns[0], conns[1]
+}
+
+func begin(t testing.TB, kernel, server net.Conn) *relay {
+	t.Helper()
+	r, err := newRelay(kernel, server)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(r.close)
+	return r
 }
 
 // fork is what a clone does.
@@ -317,12 +328,14 @@ func TestReplyReachesASlowKernel(t *testing.T) {
 }
 
 func TestServerGoneEndsTheMount(t *testing.T) {
-	s := newService(t, false)
-	var server net.Conn
-	_, conn := s.relay(func(c net.Conn) net.Conn { server = c; return c })
-	c := newClient(t, conn)
-	c.hello(mountMessage)
-	server.Close()
+	near, far := sockets(t)
+	link, server := sockets(t)
+	begin(t, far, link)
+	c := newClient(t, near)
+	go func() {
+		_, _, _ = readMessage(server)
+		server.Close()
+	}()
 	if _, err := c.call(&ninep.Tgetattr{FID: root}); !errors.Is(err, errEnded) {
 		t.Errorf("%v", err)
 	}
@@ -365,9 +378,9 @@ func TestRelayEndsProtocolViolations(t *testing.T) {
 		"too long":  "\x00\x00\x00\x7f\x64\x00\x00",
 		"tag twice": "\x09\x00\x00\x00\x6c\x01\x00\x01\x00\x09\x00\x00\x00\x6c\x01\x00\x01\x00",
 	} {
-		near, far := net.Pipe()
-		server, theirs := net.Pipe()
-		newRelay(far, server)
+		near, far := sockets(t)
+		server, theirs := sockets(t)
+		begin(t, far, server)
 		go io.Copy(io.Discard, theirs)
 		_ = near.SetDeadline(time.Now().Add(20 * time.Second))
 		go io.WriteString(near, message)
@@ -376,9 +389,9 @@ func TestRelayEndsProtocolViolations(t *testing.T) {
 		}
 		theirs.Close()
 	}
-	near, far := net.Pipe()
-	server, theirs := net.Pipe()
-	newRelay(far, server)
+	near, far := sockets(t)
+	server, theirs := sockets(t)
+	begin(t, far, server)
 	_ = near.SetDeadline(time.Now().Add(20 * time.Second))
 	go theirs.Write(whole(5, &ninep.Rclunk{}))
 	if _, err := io.ReadAll(near); err != nil {

@@ -28,7 +28,7 @@ func (r *relay) reconnect(ctx context.Context, dial dialer) error {
 	defer r.reconnecting.Unlock()
 	old := r.link.Load()
 	old.dropped.Store(true)
-	abandon(old.conn)
+	old.conn.abandon()
 	r.sendMu.Lock() // the writer that had it found its connection closed
 	defer r.sendMu.Unlock()
 	err := r.switchOver(ctx, old, dial)
@@ -53,13 +53,22 @@ func (r *relay) switchOver(ctx context.Context, old *link, dial dialer) error {
 	if err != nil {
 		return err
 	}
-	stop := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })
-	defer stop()
+	answered := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })
+	defer answered()
 	// Nobody else touches the book: there is no link, and no request enters.
 	if err := replay(conn, &r.book); err != nil {
 		conn.Close()
 		return fmt.Errorf("open the files again: %w", errors.Join(ctx.Err(), err))
 	}
+	if !answered() {
+		conn.Close()
+		return fmt.Errorf("open the files again: %w", ctx.Err())
+	}
+	link, err := streamOf(conn)
+	if err != nil {
+		return err
+	}
+	defer context.AfterFunc(ctx, func() { _ = link.Close() })()
 	again, answers := r.unanswered()
 	defer func() {
 		for _, q := range again {
@@ -67,7 +76,7 @@ func (r *relay) switchOver(ctx context.Context, old *link, dial dialer) error {
 		}
 	}()
 	// Replies come while requests are still being sent.
-	r.use(conn)
+	r.use(link)
 	for _, answer := range answers {
 		if err := r.deliver(answer); err != nil {
 			return err
@@ -75,11 +84,8 @@ func (r *relay) switchOver(ctx context.Context, old *link, dial dialer) error {
 	}
 	for _, q := range again {
 		if err := r.link.Load().write(*q.message); err != nil {
-			return err
+			return fmt.Errorf("send requests again: %w", errors.Join(ctx.Err(), err))
 		}
-	}
-	if !stop() {
-		return fmt.Errorf("send requests again: %w", ctx.Err())
 	}
 	return nil
 }

@@ -194,9 +194,8 @@ func TestWaitingRequestsGoOn(t *testing.T) {
 // reply, with a server that answers nothing.
 func TestGivenUpRequestsAreNotSentAgain(t *testing.T) {
 	near, far := sockets(t)
-	server, theirs := net.Pipe()
-	r := newRelay(far, server)
-	defer r.close()
+	server, theirs := sockets(t)
+	r := begin(t, far, server)
 	go func() {
 		for _, m := range []ninep.Message{&ninep.Tread{}, &ninep.Tflush{OldTag: 1}, &ninep.Tgetattr{}} {
 			tag := map[ninep.Type]uint16{116: 1, 108: 2, 24: 3}[m.Type()]
@@ -208,7 +207,7 @@ func TestGivenUpRequestsAreNotSentAgain(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	server2, theirs2 := net.Pipe()
+	server2, theirs2 := sockets(t)
 	defer theirs2.Close()
 	asked := make(chan ninep.Message, 1)
 	go func() {

@@ -217,7 +217,9 @@ func relayOrders(ctx context.Context, orders, kernel net.Conn) error {
 			mounting = *o.Mounting
 			var server net.Conn
 			if server, err = dial(ctx); err == nil {
-				r = newRelay(kernel, server)
+				r, err = newRelay(kernel, server)
+			}
+			if err == nil {
 				go func() {
 					<-r.ended
 					orders.Close()
@@ -235,17 +237,4 @@ func relayOrders(ctx context.Context, orders, kernel net.Conn) error {
 			return nil // who ordered has gone, or the relay has ended
 		}
 	}
-}
-
-// abandon closes a connection of the machine that this one is a copy of. The
-// other machine has it still: not a packet may leave.
-func abandon(conn net.Conn) {
-	if tcp, ok := conn.(*net.TCPConn); ok {
-		if raw, err := tcp.SyscallConn(); err == nil {
-			_ = raw.Control(func(fd uintptr) {
-				_ = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_REPAIR, unix.TCP_REPAIR_ON)
-			})
-		}
-	}
-	conn.Close()
 }
