@@ -12,9 +12,9 @@ import (
 )
 
 // A wire is a stream socket whose reads and writes wait in the kernel and not in
-// Go's poller. A relay's goroutines do little else than to wait; in a guest
-// whose processor is emulated, the poller and the scheduler's search for other
-// work cost four times as much as all the rest of a request.
+// Go's poller. A relay's two goroutines do little else than to wait, and in a
+// guest whose processor is emulated each system call and each wakeup of another
+// thread, which the poller has more of, costs as much as a request's own work.
 type wire struct {
 	file *os.File
 	fd   int
