@@ -19,13 +19,13 @@ SUDO     := $(shell [ "$$(id -u)" = 0 ] || echo sudo -E)
 AS_ROOT  := $(if $(SUDO),-exec '$(SUDO)')
 
 PRELOADS := $(patsubst %.c,%.so,$(wildcard vmfork/guest/preload/*.c))
-EXAMPLES := $(patsubst examples/%.c,bin/examples/%,$(wildcard examples/*.c))
+EXAMPLES := $(patsubst examples/%.c,bin/examples/%,$(wildcard examples/*.c examples/fork/*.c))
 
 # Tests of the whole product run the program as a user does, so the detector would see
 # nothing of it.
 WHOLE     = ./mpirun-sf/e2e
 
-.PHONY: build examples demo test test-all check test-whole test-parts lint bench-launch bench-fork install clean deps check-go
+.PHONY: build examples demo test test-all check test-whole test-parts lint bench-launch bench-fork install bindings install-bindings clean deps check-go
 .NOTPARALLEL:
 
 build: check-go $(PRELOADS)
@@ -49,6 +49,15 @@ bin/examples/%: examples/%.c
 bin/examples/nompi: examples/nompi.c
 	@mkdir -p $(@D)
 	$(CC) $(CFLAGS) -o $@ $<
+
+# Those that fork the machine that they run in.
+bin/examples/fork/%: examples/fork/%.c vmfork/bindings/c/sf.c vmfork/bindings/c/sf.h
+	@mkdir -p $(@D)
+	$(CC) $(CFLAGS) -Ivmfork/bindings/c -o $@ $< vmfork/bindings/c/sf.c
+
+# The VM fork API for C, C++, Fortran, Python and Java.
+bindings install-bindings:
+	$(MAKE) -C vmfork/bindings $(if $(filter install%,$@),install PREFIX=$(PREFIX) DESTDIR=$(DESTDIR))
 
 demo: deps
 	@$(MAKE) --no-print-directory build examples
@@ -74,7 +83,7 @@ test-whole: check-go $(PRELOADS)
 	$(GO) test $(AS_ROOT) -count=1 -p 1 -timeout 90m $(WHOLE)
 
 lint: check-go $(PRELOADS)
-	@for script in .ci/*; do bash -n $$script || exit; done
+	@for script in .ci/* examples/fork/*.sh; do bash -n $$script || exit; done
 	@out=$$("$$($(GO) env GOROOT)/bin/gofmt" -l .) && [ -z "$$out" ] || \
 		{ echo "mpirun-sf: not formatted (gofmt -w):" $$out >&2; exit 1; }
 	$(GO) vet ./...
@@ -91,10 +100,12 @@ bench-fork: deps
 
 install:
 	install -D -m 755 bin/mpirun-sf $(DESTDIR)$(PREFIX)/bin/mpirun-sf
+	ln -sf mpirun-sf $(DESTDIR)$(PREFIX)/bin/sf
 	install -D -m 644 docs/mpirun-sf.1 $(DESTDIR)$(PREFIX)/share/man/man1/mpirun-sf.1
 
 clean:
 	rm -rf bin $(PRELOADS)
+	$(MAKE) -C vmfork/bindings clean
 
 deps:
 	@.ci/deps
