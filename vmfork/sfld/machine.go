@@ -43,6 +43,7 @@ type machine struct {
 	successor *successor  // waits for the next fork
 	session   *agent.Session
 	ended     bool
+	gone      chan struct{} // closed when nothing is left of it
 }
 
 // port is the host's end of a serial port, and the machine's, kept for a
@@ -80,7 +81,7 @@ func diskName(member int) string { return fmt.Sprintf("disk-%d", member) }
 // generation's state: its hypervisor waits. The generation may be one that is
 // still to come, of a VM whose sealed disk layers are below.
 func (e *Engine) newMachine(ctx context.Context, who ticket.Clone, g *generation, below []*slice.Slice) (_ *machine, err error) {
-	m := &machine{Clone: who, base: e.retain(g)}
+	m := &machine{Clone: who, base: e.retain(g), gone: make(chan struct{})}
 	defer func() {
 		if err != nil {
 			e.tap.Remove(diskName(who.Member))
@@ -290,14 +291,17 @@ func (e *Engine) watch(m *machine, vm hypervisor.VM) {
 }
 
 // end takes a machine away, and with it what it has: its clones, unless they
-// are another's, and its checkpoints.
+// are another's, and its checkpoints. Afterwards its number is free for others,
+// also for who was not the first to end it.
 func (e *Engine) end(m *machine) {
 	e.mu.Lock()
 	if m.ended {
 		e.mu.Unlock()
+		<-m.gone
 		return
 	}
 	m.ended = true
+	defer close(m.gone)
 	delete(e.machines, m.Member)
 	var grants []*grant
 	for _, g := range e.grants {
