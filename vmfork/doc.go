@@ -90,8 +90,8 @@
 //     wait no longer. [github.com/mpirun-sf/mpirun-sf/vmfork/slice.Adopt],
 //     [github.com/mpirun-sf/mpirun-sf/vmfork/memtap.Tap.Deliver]
 //  7. The clones load the same state. Each agent is told who it is, and with
-//     that sets clock, random numbers, name, addresses and virtual CPUs, mounts
-//     the shares again, runs the hooks, and thaws. The call returns, in every
+//     that sets clock, random numbers, name, addresses and virtual CPUs, connects
+//     the shares anew, runs the hooks, and thaws. The call returns, in every
 //     copy.
 //  8. In the background the pages are copied, and the stopped process goes.
 //     [github.com/mpirun-sf/mpirun-sf/vmfork/slice.Slice.Settle]

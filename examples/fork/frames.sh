@@ -44,8 +44,6 @@ share() { # WORKER WORKERS FRAMES FOLDER
 	done
 }
 
-# All is in a function, so that bash has read the script before it forks: in a
-# clone the connection that the script came over is gone.
 main() {
 	local clones=${1:-4} frames=${2:-16} id granted ticket
 	folder=$(mktemp -d "$PWD/frames.XXXXXX")
@@ -58,8 +56,7 @@ main() {
 		granted=$(sf ticket "$ticket" | wc -l)
 		id=$(sf clone "$ticket")
 		if ((id > 0)); then
-			# The folder was mounted anew; the old one's files are out of reach.
-			cd "$PWD" && share $((id - 1)) "$granted" "$frames" "$folder" || sf exit 1
+			share $((id - 1)) "$granted" "$frames" "$folder" || sf exit 1
 			sf exit
 		fi
 		sf join "$ticket" >/dev/null || { echo "frames: a clone failed" >&2; exit 1; }

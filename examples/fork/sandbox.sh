@@ -25,8 +25,6 @@ unshare_folders() {
 	done
 }
 
-# All is in a function, so that bash has read the script before it forks: in a
-# clone the connection that the script came over is gone.
 main() {
 	local id status ticket
 	if (($# == 0)); then
@@ -39,8 +37,7 @@ main() {
 
 	ticket=$(sf request-ticket 1) && id=$(sf clone "$ticket") || exit 1
 	if ((id > 0)); then
-		# The folder was mounted anew; the old one's files are out of reach.
-		cd "$PWD" && exec </dev/null >"$folder/out" 2>"$folder/err" && unshare_folders || sf exit 125
+		exec </dev/null >"$folder/out" 2>"$folder/err" && unshare_folders || sf exit 125
 		"$@"
 		sf exit "$?"
 	fi

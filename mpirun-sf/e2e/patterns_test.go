@@ -60,17 +60,12 @@ func TestPatternSandboxLimit(t *testing.T) {
 }
 
 func TestPatternPairs(t *testing.T) {
-	prog := filepath.Join(t.TempDir(), "pairs")
-	build := exec.Command("cc", "-O2", "-Ivmfork/bindings/c", "-o", prog, "examples/fork/pairs.c", "vmfork/bindings/c/sf.c")
-	build.Dir = "../.."
-	if out, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("compile pairs: %v\n%s", err, out)
-	}
+	prog := filepath.Join(examples, "fork", "pairs")
 	serial, err := exec.Command(prog, "-serial", "../../examples/fork/sequences.fa").Output()
 	if err != nil {
 		t.Fatal(err)
 	}
-	r := inVM(t, nil, "cp pairs /tmp && cd examples/fork && /tmp/pairs -n 3 sequences.fa && /tmp/pairs -n 2 -hierarchical sequences.fa", prog)
+	r := inVM(t, nil, "cd examples/fork && ../../pairs -n 3 sequences.fa && ../../pairs -n 2 -hierarchical sequences.fa", prog)
 	if r.status != 0 || r.stdout != string(serial)+string(serial) {
 		t.Errorf("the VMs say other than the serial program:\n%s", serial)
 	}
