@@ -109,8 +109,6 @@ func launcherApp() *cli.App {
 	// -v is verbose here, as it is for mpiexec; the library wants it for the version.
 	app.HideVersion = true
 	app.Flags = append(app.Flags, &cli.BoolFlag{Name: "version", Aliases: []string{"V"}})
-	// A value may hold commas: paths and variables do.
-	app.DisableSliceFlagSeparator = true
 	app.Action = func(c *cli.Context) error {
 		if c.Bool("version") {
 			fmt.Println("mpirun-sf", version)

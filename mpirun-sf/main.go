@@ -76,6 +76,8 @@ func baseApp() *cli.App {
 		ErrWriter:       os.Stderr,
 		ExitErrHandler:  func(*cli.Context, error) {},
 		OnUsageError:    usageError,
+		// A value may hold commas: paths and variables do.
+		DisableSliceFlagSeparator: true,
 	}
 }
 

@@ -113,15 +113,20 @@ func sfMain(args []string, out, errOut io.Writer) int {
 		return 0
 	}
 	err := sfRun(context.Background(), args, out)
+	if err != nil && !errors.As(err, new(exitStatus)) {
+		fmt.Fprintf(errOut, "sf: %s\n", strings.Join(strings.Fields(err.Error()), " "))
+	}
+	return sfStatus(err)
+}
+
+// sfStatus is the exit status of a verb that ended with err.
+func sfStatus(err error) int {
 	var status exitStatus
 	switch {
 	case err == nil:
 		return 0
 	case errors.As(err, &status):
 		return int(status)
-	}
-	fmt.Fprintf(errOut, "sf: %s\n", strings.Join(strings.Fields(err.Error()), " "))
-	switch {
 	case errors.Is(err, errSFUsage), errors.Is(err, vmfork.ErrInvalid):
 		return 2
 	case errors.Is(err, context.DeadlineExceeded):

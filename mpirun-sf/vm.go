@@ -235,17 +235,23 @@ func args0(args []string) string {
 // vmVerb calls a verb of sf's upon a machine of this host.
 func vmVerb(ctx context.Context, verb string, args []string) error {
 	name, args := takeVM(args)
-	if !slices.Contains(args, "--help") && !slices.Contains(args, "-h") {
-		vm, member, err := findMachine(ctx, name)
-		if err != nil {
-			return err
-		}
-		os.Setenv("SF_SOCKET", vm.socket())
-		if member.Member != 0 {
-			args = append([]string{"--vm", member.Name}, args...)
-		}
+	if slices.Contains(args, "--help") || slices.Contains(args, "-h") {
+		sfMain([]string{"--help"}, os.Stdout, os.Stderr)
+		return nil
 	}
-	if status := sfMain(append([]string{verb}, args...), os.Stdout, os.Stderr); status != 0 {
+	vm, member, err := findMachine(ctx, name)
+	if err != nil {
+		return err
+	}
+	os.Setenv("SF_SOCKET", vm.socket())
+	if member.Member != 0 {
+		args = append([]string{"--vm", member.Name}, args...)
+	}
+	err = sfRun(ctx, append([]string{verb}, args...), os.Stdout)
+	if err != nil && !errors.As(err, new(exitStatus)) {
+		tui.Error(err)
+	}
+	if status := sfStatus(err); status != 0 {
 		return exitStatus(status)
 	}
 	return nil

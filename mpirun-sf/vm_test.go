@@ -40,6 +40,7 @@ func TestVMOptions(t *testing.T) {
 		"--name build.1":        func(o vmOptions) bool { return o.name == "build.1" },
 		"--free 2G":             func(o vmOptions) bool { return o.free == 2<<30 },
 		"-env A 1 -env B=2 env": func(o vmOptions) bool { return slices.Equal(o.env, []string{"A=1", "B=2"}) && o.argv[0] == "env" },
+		"-env A=1,2 -env B=":    func(o vmOptions) bool { return slices.Equal(o.env, []string{"A=1,2", "B="}) },
 		"-wdir / ls":            func(o vmOptions) bool { return o.dirGiven && o.dir == "/" },
 		"ls -l --name x":        func(o vmOptions) bool { return slices.Equal(o.argv, []string{"ls", "-l", "--name", "x"}) },
 		"--cpus 1 -- ls -q":     func(o vmOptions) bool { return slices.Equal(o.argv, []string{"ls", "-q"}) && tui.level == normal },
@@ -173,4 +174,3 @@ func TestOutside(t *testing.T) {
 		t.Errorf("parent ranks on the host: %v", err)
 	}
 }
-

@@ -13,6 +13,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/mpirun-sf/mpirun-sf/vmfork/allocator"
 	"github.com/mpirun-sf/mpirun-sf/vmfork/network"
 	"github.com/mpirun-sf/mpirun-sf/vmfork/sfld"
 )
@@ -28,7 +29,7 @@ type vm struct {
 // runVM starts a machine, runs a command in it, and ends it.
 func runVM(ctx context.Context, o vmOptions) (err error) {
 	v := &vm{host: &host{job: newJob(o.options)}, vmOptions: o, at: vmName{o.name}, gone: make(chan string, 1)}
-	if err := v.check(); err != nil {
+	if err := v.check(ctx); err != nil {
 		return err
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
@@ -89,7 +90,10 @@ func runVM(ctx context.Context, o vmOptions) (err error) {
 }
 
 // check finds out what can be known to be wrong before anything is made.
-func (v *vm) check() (err error) {
+func (v *vm) check(ctx context.Context) (err error) {
+	if in, ok := findVM(ctx, v.job); ok {
+		return fmt.Errorf("this is inside a virtual machine already, and it cannot have others in it: sf and mpirun-sf fork %s", in.self.Name)
+	}
 	if v.user, err = findCaller(); err != nil {
 		return err
 	}
@@ -104,7 +108,24 @@ func (v *vm) check() (err error) {
 	if len(j.shares) > 0 {
 		j.dir = j.shares[0].dir
 	}
-	return j.checkFolders()
+	if err := j.checkFolders(); err != nil {
+		return err
+	}
+	return v.checkMemory()
+}
+
+// checkMemory finds out whether the machine fits, before a guest of its size is
+// booted. What is free may be another's until it starts; then that is the error.
+func (v *vm) checkMemory() error {
+	g, err := allocator.Local{Dir: jobsFolder}.Reserve(v.id, allocator.Demand{Clones: 1, VCPUs: v.ppn, Memory: v.memory})
+	if err != nil {
+		return err
+	}
+	g.Release()
+	if g.Clones == 0 {
+		return fmt.Errorf("--memory: a machine of %d MB, hypervisor included, does not fit into the %d MB that are free here: give it less", g.Each>>20, g.Free>>20)
+	}
+	return nil
 }
 
 // startFolder is where the command begins: where the caller is, if the machine
