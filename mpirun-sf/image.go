@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"text/tabwriter"
 
 	"github.com/urfave/cli/v2"
@@ -119,12 +118,15 @@ func mustGetwd() string {
 	return dir
 }
 
+// jobsFolder is where jobs reserve memory.
+const jobsFolder = "/run/mpirun-sf/jobs"
+
 func cleanCommand() *cli.Command {
 	return &cli.Command{
 		Name:  "clean",
 		Usage: "remove what killed launchers left behind",
 		Action: func(c *cli.Context) error {
-			n, err := allocator.Local{Dir: filepath.Join("/run/mpirun-sf", "jobs")}.Clean()
+			n, err := allocator.Local{Dir: jobsFolder}.Clean()
 			if err != nil {
 				return err
 			}
@@ -136,7 +138,12 @@ func cleanCommand() *cli.Command {
 			if err != nil {
 				return err
 			}
-			tui.Notice("%s of dead jobs and %s removed", plural(n, "reservation"), plural(len(removed), "cached image"))
+			vms, err := cleanVMs()
+			if err != nil {
+				return err
+			}
+			tui.Notice("%s of dead jobs, %s of dead virtual machines and %s removed",
+				plural(n, "reservation"), plural(vms, "folder"), plural(len(removed), "cached image"))
 			return nil
 		},
 	}

@@ -108,6 +108,24 @@ func runningVMs() (running []vmName) {
 	return running
 }
 
+// cleanVMs removes the folders of machines whose launchers were killed.
+func cleanVMs() (removed int, err error) {
+	entries, err := os.ReadDir(vmFolder)
+	if errors.Is(err, os.ErrNotExist) {
+		return 0, nil
+	}
+	for _, e := range entries {
+		// Held, so that no launcher takes the name meanwhile. Whose it is runs.
+		release, lockErr := vmName{e.Name()}.lock()
+		if lockErr != nil {
+			continue
+		}
+		release()
+		removed++
+	}
+	return removed, err
+}
+
 // findMachine finds a machine by the name of its vm run, or a clone by its own
 // if no other machine's clone has the same.
 func findMachine(ctx context.Context, name string) (vmName, api.Machine, error) {
