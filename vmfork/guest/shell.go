@@ -21,7 +21,7 @@ var tools = strings.Fields(`
 	dircolors dirname du echo env expand expr factor false fmt fold groups head hostid id install join link ln logname
 	ls md5sum mkdir mkfifo mknod mktemp mv nice nl nohup nproc numfmt od paste pathchk pinky pr printenv printf ptx pwd
 	readlink realpath rm rmdir seq sha1sum sha224sum sha256sum sha384sum sha512sum shred shuf sleep sort split stat
-	stdbuf stty sum sync tac tail tee test timeout touch tr truncate tsort tty uname unexpand uniq unlink users vdir wc
+	stdbuf stty sum sync tac tail tee test timeout touch tr true truncate tsort tty uname unexpand uniq unlink users vdir wc
 	who whoami yes
 	grep egrep fgrep sed awk mawk gawk find xargs cmp diff diff3 patch tar gzip gunzip zcat bzip2 bunzip2 bzcat xz unxz
 	xzcat zstd unzstd cpio
