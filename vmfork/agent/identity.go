@@ -46,7 +46,10 @@ func assume(ctx context.Context, id Identity) error {
 			return err
 		}
 	}
-	return network.Configure(ctx, id.Network)
+	if err := network.Configure(ctx, id.Network); err != nil {
+		return err
+	}
+	return breakConnections()
 }
 
 // reseed makes the kernel's random generator forget what it had in common with
