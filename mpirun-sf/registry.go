@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 
@@ -16,6 +17,7 @@ import (
 
 	"github.com/mpirun-sf/mpirun-sf/vmfork"
 	"github.com/mpirun-sf/mpirun-sf/vmfork/api"
+	"github.com/mpirun-sf/mpirun-sf/vmfork/network"
 )
 
 // vmFolder holds a folder for each machine of mpirun-sf vm run on this host. It
@@ -127,9 +129,17 @@ func cleanVMs() (removed int, err error) {
 }
 
 // findMachine finds a machine by the name of its vm run, or a clone by its own
-// if no other machine's clone has the same.
+// if no other machine's clone has the same; or either as VM/NAME.
 func findMachine(ctx context.Context, name string) (vmName, api.Machine, error) {
 	running := runningVMs()
+	given := name
+	if of, member, ok := strings.Cut(name, "/"); ok {
+		running = slices.DeleteFunc(running, func(v vmName) bool { return v.name != of })
+		name = member
+		if len(running) > 0 && name == (network.Plan{}).Name(0) {
+			name = of
+		}
+	}
 	var found []vmName
 	var machine api.Machine
 	for _, v := range running {
@@ -150,17 +160,18 @@ func findMachine(ctx context.Context, name string) (vmName, api.Machine, error) 
 	case len(found) == 1:
 		return found[0], machine, nil
 	case len(found) > 1:
-		return vmName{}, machine, fmt.Errorf("%s and %s have a clone named %s: go through the machine that it is a clone of", found[0].name, found[1].name, name)
-	case len(running) == 0 && os.Geteuid() != 0:
-		return vmName{}, machine, fmt.Errorf("%s: only root may call upon virtual machines: use sudo", name)
-	case len(running) == 0:
-		return vmName{}, machine, fmt.Errorf("%s: no virtual machine runs here; start one with: mpirun-sf vm run", name)
+		return vmName{}, machine, fmt.Errorf("%s and %s have a clone named %s each: say which, as %s/%s", found[0].name, found[1].name, name, found[0].name, name)
+	case os.Geteuid() != 0:
+		return vmName{}, machine, fmt.Errorf("%s: only root may call upon virtual machines: use sudo", given)
 	}
 	var names []string
-	for _, v := range running {
+	for _, v := range runningVMs() {
 		names = append(names, v.name)
 	}
-	return vmName{}, machine, fmt.Errorf("%s: there is no such machine; running: %s", name, strings.Join(names, ", "))
+	if len(names) == 0 {
+		return vmName{}, machine, fmt.Errorf("%s: no virtual machine runs here; start one with: mpirun-sf vm run", given)
+	}
+	return vmName{}, machine, fmt.Errorf("%s: there is no such machine; running: %s", given, strings.Join(names, ", "))
 }
 
 // relay listens on a socket of the machine's folder, and connects each who comes

@@ -30,6 +30,7 @@ Usage:
     mpirun-sf vm ssh NAME [COMMAND [ARGUMENTS]]
                                     the same through ssh; for scp -O, rsync and others:
                                     ssh -F /run/mpirun-sf/vm/VM/ssh_config NAME
+                                    a NAME is a machine's, a clone's, or MACHINE/CLONE
     mpirun-sf vm VERB --vm NAME     a verb of the VM fork API from outside: request-ticket,
                                     ticket, clone, checkpoint, create-clones, discard,
                                     join, kill; as sf VERB inside (mpirun-sf sf --help)

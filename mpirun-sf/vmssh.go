@@ -52,8 +52,8 @@ func (v vmName) writeKeys() error {
 	UserKnownHostsFile %s
 	StrictHostKeyChecking yes
 	ForwardX11 no
-	ProxyCommand "%s" vm connect %%n
-`, v.name, v.file("id"), v.file("known_hosts"), self)
+	ProxyCommand "%s" vm connect %s/%%n
+`, v.name, v.file("id"), v.file("known_hosts"), self, v.name)
 	for name, content := range map[string][]byte{
 		"host_key": hostKey, "id": id, "id.pub": public,
 		"known_hosts": append([]byte(v.name+" "), hostPublic...),
