@@ -2,11 +2,13 @@ package e2e
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -20,16 +22,21 @@ const defaultLimit = 90 * time.Second
 
 // A command is a run of the launcher to be.
 type command struct {
-	args  []string
-	dir   string    // working directory; "" for a fresh one
-	env   []string  // beside the usual
-	stdin io.Reader // nil for /dev/null
-	limit time.Duration
-	attr  *syscall.SysProcAttr
-	wrap  []string // a program and arguments that the launcher is given to
+	program string // instead of the launcher
+	args    []string
+	dir     string    // working directory; "" for a fresh one
+	env     []string  // beside the usual
+	stdin   io.Reader // nil for /dev/null
+	stdout  io.Writer // nil: it is gathered
+	limit   time.Duration
+	attr    *syscall.SysProcAttr
+	wrap    []string // a program and arguments that the launcher is given to
 	// beside says that another run goes on meanwhile.
 	beside bool
 }
+
+// beside is the same command, while another goes on.
+func beside(c command) command { c.beside = true; return c }
 
 // result is how a run ended.
 type result struct {
@@ -98,10 +105,13 @@ func (c command) start(t *testing.T) *running {
 	if c.limit == 0 {
 		c.limit = defaultLimit
 	}
-	argv := append(append(append([]string{}, c.wrap...), launcher), c.args...)
+	argv := slices.Concat(c.wrap, []string{cmp.Or(c.program, launcher)}, c.args)
 	r := &running{t: t, cmd: exec.Command(argv[0], argv[1:]...), stdout: &buffer{}, stderr: &buffer{}, done: make(chan struct{}), beside: c.beside}
 	r.cmd.Dir, r.cmd.Env, r.cmd.Stdin, r.cmd.SysProcAttr = c.dir, environ(c.env), c.stdin, c.attr
-	r.cmd.Stdout, r.cmd.Stderr = r.stdout, r.stderr
+	r.cmd.Stdout, r.cmd.Stderr = c.stdout, r.stderr
+	if c.stdout == nil {
+		r.cmd.Stdout = r.stdout
+	}
 	// Whoever holds the output open longer than this is a leftover.
 	r.cmd.WaitDelay = 5 * time.Second
 	r.begin = time.Now()

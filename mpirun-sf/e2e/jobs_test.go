@@ -147,19 +147,22 @@ func TestQuiet(t *testing.T) {
 	})
 }
 
-// TestTwoJobsAtOnce: they share the machine, the cache and nothing else.
+// TestTwoJobsAtOnce: they share the machine, the cache and nothing else. Inside a
+// machine, each job's clones have the other's launcher in them too.
 func TestTwoJobsAtOnce(t *testing.T) {
-	var jobs []*running
-	for range 2 {
-		jobs = append(jobs, command{args: []string{"-np", "2", example("ring")}}.start(t))
-	}
-	for _, j := range jobs {
-		<-j.done
-	}
-	for _, j := range jobs {
-		r := j.wait().succeeds(t)
-		has(t, r.stdout, "ring of 2 ranks, 10 laps: token 30, as expected")
-	}
+	everywhere(t, func(t *testing.T, p place) {
+		var jobs []*running
+		for range 2 {
+			jobs = append(jobs, p.start(t, command{args: []string{"-np", "2", example("ring")}}))
+		}
+		for _, j := range jobs {
+			<-j.done
+		}
+		for _, j := range jobs {
+			r := j.wait().succeeds(t)
+			has(t, r.stdout, "ring of 2 ranks, 10 laps: token 30, as expected")
+		}
+	})
 }
 
 // compile makes a program of a source in testdata.

@@ -14,6 +14,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
+#include <sys/mman.h>
 #include <sys/random.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -64,6 +65,26 @@ static void file(const char *path)
 		if (*c == '\n')
 			*c = '|';
 	answer("%s", text);
+}
+
+/* cached tells how much of a file is in memory already. */
+static void cached(const char *path)
+{
+	static unsigned char page[65536]; /* of up to 256 MB */
+	struct stat st;
+	int fd = open(path, O_RDONLY), n = 0, in = 0;
+	void *at;
+	if (fd < 0 || fstat(fd, &st) < 0 ||
+	    (at = mmap(NULL, st.st_size, PROT_READ, MAP_SHARED, fd, 0)) == MAP_FAILED || mincore(at, st.st_size, page) < 0) {
+		failed();
+		return;
+	}
+	for (; n < (st.st_size + 4095) / 4096; n++)
+		in += page[n] & 1;
+	if (in == n)
+		answer("whole");
+	else
+		answer("%d of %d pages", in, n);
 }
 
 static void create(const char *path)
@@ -205,6 +226,8 @@ int main(int argc, char **argv)
 			signals(atoi(of));
 		else if (ASKED("file:"))
 			file(of);
+		else if (ASKED("cached:"))
+			cached(of);
 		else if (ASKED("create:"))
 			create(of);
 		else if (ASKED("resolve:"))
