@@ -39,7 +39,7 @@ func TestConformance(t *testing.T) {
 		t.Run(l.name, func(t *testing.T) {
 			// What is read while it forks lies on the machine's own disk.
 			script := fmt.Sprintf("cp -r %s /root/programs && cd /root/programs && JAVA=%s && exec %s", dir, java, l.command)
-			args := append([]string{"vm", "run", "--name", "conformance", "--memory", "256M", "--cpus", "2"}, options...)
+			args := append([]string{"vm", "run", "--name", vmNameOf("conformance"), "--memory", "256M", "--cpus", "2"}, options...)
 			r := command{dir: dir, args: append(args, "--", "sh", "-c", script), limit: 3 * time.Minute}.run(t).succeeds(t)
 			if r.stdout != string(golden) {
 				t.Errorf("it printed\n%s\nand not\n%s", r.stdout, golden)

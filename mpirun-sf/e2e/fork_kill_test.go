@@ -18,7 +18,7 @@ func TestKillLauncherInFork(t *testing.T) {
 	for _, delay := range delays {
 		t.Run(delay.String(), func(t *testing.T) {
 			nothingIsLeft(t)
-			run := command{args: []string{"vm", "run", "--name", "doomed", "--memory", "256M", "--cpus", "2", "--", "sh", "-c", `
+			run := command{args: []string{"vm", "run", "--name", vmNameOf("doomed"), "--memory", "256M", "--cpus", "2", "--", "sh", "-c", `
 while :; do
 	t=$(sf request-ticket 2); echo forks
 	id=$(sf clone $t)
@@ -35,5 +35,5 @@ done`}}.start(t)
 		})
 	}
 	// The next of that name finds nothing in its way, and leaves nothing at all.
-	mpirun(t, "vm", "run", "--name", "doomed", "--memory", "256M", "--cpus", "2", "--", "true").succeeds(t)
+	mpirun(t, "vm", "run", "--name", vmNameOf("doomed"), "--memory", "256M", "--cpus", "2", "--", "true").succeeds(t)
 }

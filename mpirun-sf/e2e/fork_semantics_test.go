@@ -227,9 +227,11 @@ sf join -t 60 $t; echo $?; alone`)
 // serves when the clone is gone.
 func (v *forkVM) orphanedCheckpoint(t *testing.T) {
 	ticket := v.ticket(t, "1", "")
-	waiting := v.begin(t, "set -- $(sf await-fork); [ -e /root/second ] && sf exit 22; sf await-fork > /root/second; sf exit 33")
-	time.Sleep(time.Second) // it comes to wait
+	dismiss := v.awaitFork(t, "touch $DIR/came; sf await-fork; sf exit 33")
+	defer dismiss()
 	v.must(t, api.Clone, "ticket", ticket)
+	v.run.await("the clone", func() bool { return there(v.dir, "came") })
+	time.Sleep(2 * time.Second) // and it waits for its own fork
 	clones := v.machines(t)
 	checkpoint, err := v.must(t, api.CheckpointParent, "vm", clones[1]).Name("checkpoint")
 	if err != nil {
@@ -239,19 +241,30 @@ func (v *forkVM) orphanedCheckpoint(t *testing.T) {
 	v.alone(t)
 	ticket = v.ticket(t, "1", "")
 	v.must(t, api.CreateClones, "checkpoint", checkpoint, "ticket", ticket)
-	statuses, err := v.must(t, api.Join, "ticket", ticket, "timeout", "60").Statuses()
-	if err != nil || statuses[1] != 33 {
+	reply, err := v.call(t, api.Join, "ticket", ticket, "timeout", "30")
+	if statuses, _ := reply.Statuses(); err != nil || statuses[1] != 33 {
 		t.Errorf("its clone: %v, %v", statuses, err)
+		v.call(t, api.Kill, "ticket", ticket)
 	}
 	v.must(t, api.Discard, "checkpoint", checkpoint)
-	waiting.cmd.Process.Kill()
+}
+
+// awaitFork has a process in the machine wait for forks, which runs the script in clones.
+func (v *forkVM) awaitFork(t *testing.T, script string) (dismiss func()) {
+	t.Helper()
+	waiting := v.begin(t, "echo $$ > /tmp/waiting; echo waits; set -- $(sf await-fork)\n"+script)
+	waiting.awaitOutput("waits", 1)
+	time.Sleep(time.Second) // and now it does
+	return func() {
+		v.prints(t, "kill -9 -- -$(cat /tmp/waiting)", "")
+		waiting.wait()
+	}
 }
 
 // transitive: the host forks the machine, and the machine a clone of its own, by the
 // commands that a user has; the callback is await-fork.
 func (v *forkVM) transitive(t *testing.T) {
-	waiting := v.begin(t, `set -- $(sf await-fork); [ "$(sf whoami | cut -d ' ' -f 7)" = $2 ] && sf exit 5$1; sf exit 99`)
-	time.Sleep(time.Second)
+	dismiss := v.awaitFork(t, `[ "$(sf whoami | cut -d ' ' -f 7)" = $2 ] && sf exit 5$1; sf exit 99`)
 	vm := func(verb string, args ...string) string {
 		t.Helper()
 		r := command{beside: true, args: append([]string{"vm", verb, "--vm", v.name}, args...)}.run(t)
@@ -269,8 +282,7 @@ func (v *forkVM) transitive(t *testing.T) {
 			t.Errorf("vm %s: got %q, want %q", c[0], got, c[1])
 		}
 	}
-	waiting.cmd.Process.Kill()
-	waiting.wait()
+	dismiss()
 
 	// The grandchild's number in its ticket is 1, and it is a clone of the clone.
 	v.prints(t, `

@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"context"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -37,7 +38,7 @@ type forkVM struct {
 func startVM(t *testing.T, options ...string) *forkVM {
 	t.Helper()
 	nothingIsLeft(t)
-	v := &forkVM{t: t, name: strings.ToLower(strings.NewReplacer("/", "-", "_", "-").Replace(t.Name())), dir: t.TempDir()}
+	v := &forkVM{t: t, name: vmNameOf(t.Name()), dir: t.TempDir()}
 	out, in, err := os.Pipe()
 	if err != nil {
 		t.Fatal(err)
@@ -49,6 +50,11 @@ func startVM(t *testing.T, options ...string) *forkVM {
 	t.Cleanup(func() { v.end() })
 	v.run.awaitOutput("up\n", 1)
 	return v
+}
+
+// vmNameOf is a name that no other run of these tests gives a machine.
+func vmNameOf(test string) string {
+	return fmt.Sprint(strings.ToLower(test), "-", os.Getpid())
 }
 
 // end ends the machine, and is how it ended.
