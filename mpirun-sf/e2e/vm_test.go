@@ -320,7 +320,7 @@ func TestVMWith(t *testing.T) {
 func TestVMOwnImage(t *testing.T) {
 	nothingIsLeft(t)
 	// A root that was made elsewhere; here, by us, with a trace of its own.
-	_, rest, _ := strings.Cut(newVM("e2e-own", []string{"-v"}, "true").run(t).succeeds(t).stderr, " image ")
+	_, rest, _ := strings.Cut(newVM("e2e-own", []string{"-v"}, "true").run(t).succeeds(t).stderr, " s  image ")
 	key, _, _ := strings.Cut(rest, ",")
 	dir := t.TempDir()
 	raw, qcow := filepath.Join(dir, "own.raw"), filepath.Join(dir, "own.qcow2")
@@ -336,6 +336,14 @@ func TestVMOwnImage(t *testing.T) {
 	has(t, r.stdout, "my own disk", "no MPI here: clone-1, PMI_RANK 0 of PMI_SIZE 2", "no MPI here: clone-2, PMI_RANK 1 of PMI_SIZE 2")
 	if after := checksum(t, qcow); after != before {
 		t.Error("the machine changed the user's file")
+	}
+	if full {
+		t.Run("without a shell", func(t *testing.T) {
+			for _, shell := range []string{"dash", "sh"} {
+				tool(t, "debugfs", "-w", "-R", "rm /usr/bin/"+shell, raw)
+			}
+			newVM("e2e-own", []string{"--image", raw}, "ls").run(t).fails(t, 1, "start /bin/sh", "no such file")
+		})
 	}
 }
 
