@@ -220,7 +220,11 @@ func awake(tid string) string {
 	// Freezing wakes who sleeps, so a sleeper that can be woken is frozen.
 	if state := stat[end+2]; state == 'R' || state == 'D' {
 		who := fmt.Sprintf("pid %s (%s, state %c", tid, stat[open+1:end], state)
-		if at, _ := os.ReadFile("/proc/" + tid + "/wchan"); len(at) > 0 && string(at) != "0" {
+		at, _ := os.ReadFile("/proc/" + tid + "/wchan")
+		if string(at) == "kernel_clone" {
+			return "" // it waits for a child of vfork(2), which counts as frozen
+		}
+		if len(at) > 0 && string(at) != "0" {
 			who += ", in " + string(at)
 		}
 		return who + ")"

@@ -95,7 +95,7 @@ func TestMachines(t *testing.T) {
 		t.Errorf("%d arguments differ", differ)
 	}
 	all := strings.Join(clone, " ")
-	for _, want := range []string{"-m 512 ", "-smp 2 ", "size=536870912,mem-path=/job/memory", "file=/job/disk"} {
+	for _, want := range []string{"-m 512 ", "-smp 2 ", "size=536870912,mem-path=/job/memory", "file.filename=/job/disk"} {
 		if !strings.Contains(all+" ", want) {
 			t.Errorf("%q is not in %s", want, all)
 		}
