@@ -289,10 +289,10 @@ func (b *booted) end() {
 }
 
 // boot boots the image with RAM and the disk's writes in dir.
-func (e *Engine) boot(ctx context.Context, dir string) (b *booted, err error) {
+func (e *Engine) boot(ctx context.Context, dir string) (_ *booted, err error) {
 	ctx, cancel := context.WithTimeout(ctx, bootLimit)
 	defer cancel()
-	b = &booted{e: e, memory: filepath.Join(dir, "memory")}
+	b := &booted{e: e, memory: filepath.Join(dir, "memory")}
 	defer func() {
 		if err != nil {
 			b.end()
@@ -348,7 +348,7 @@ func (e *Engine) boot(ctx context.Context, dir string) (b *booted, err error) {
 		if ctx.Err() == nil && ready.Err() != nil {
 			err = context.Cause(ready)
 		}
-		return nil, fmt.Errorf("it does not come up: %w%s", err, lastWords(b.vm, cfg))
+		return nil, fmt.Errorf("it does not boot: %w%s", err, lastWords(b.vm, cfg))
 	}
 	return b, nil
 }
