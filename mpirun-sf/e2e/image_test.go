@@ -136,7 +136,7 @@ func TestOwnImage(t *testing.T) {
 	nothingIsLeft(t)
 	dir := t.TempDir()
 	// A root that was made elsewhere; here, by us, with a trace of its own.
-	_, rest, _ := strings.Cut(mpirun(t, "-v", "-np", "1", example("hello")).succeeds(t).stderr, " image ")
+	_, rest, _ := strings.Cut(mpirun(t, "-v", "-np", "1", example("hello")).succeeds(t).stderr, " s  image ")
 	key, _, _ := strings.Cut(rest, ",")
 	raw, qcow := filepath.Join(dir, "own.raw"), filepath.Join(dir, "own.qcow2")
 	tool(t, "cp", "--sparse=always", filepath.Join(cacheDir, "mpirun-sf", "images", key, "root.img"), raw)
