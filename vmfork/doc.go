@@ -68,8 +68,7 @@
 //
 // # The way of a live fork, from a call to its clones
 //
-// A machine forks while it runs, and its pause depends neither on the size of
-// its RAM nor on how much of it was written.
+// A machine forks while it runs, and nothing is copied while it pauses.
 //
 //  1. A process in the guest calls over the agent's socket; the agent passes
 //     the call on to the daemon. [github.com/mpirun-sf/mpirun-sf/vmfork/api]

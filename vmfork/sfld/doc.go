@@ -12,26 +12,39 @@
 // outside (a reservation of memory, a half-made cache entry) is under a lock
 // that goes with its holder, and the next job removes it.
 //
-// # The way of a fork
+// # Machines, generations, grants
+//
+// A machine is a virtual machine of the job: a clone, or the first one of
+// mpirun-sf vm run (machine.go). A generation is a machine at one instant, frozen:
+// what clones are made of, and what the machine itself goes on from
+// (generation.go). The first generation is the checkpoint of the booted guest
+// (checkpoint.go). A grant is a ticket, and what became of it (grant.go).
+//
+// # The way of a job
 //
 //  1. [Client.RequestTicket] reserves memory and says which clones it allows.
 //  2. [Client.Prepare] finds or builds the guest image, finds or makes its
-//     checkpoint for the wanted shape (checkpoint.go), serves its memory, and
-//     begins to start hypervisor processes for the clones to come.
+//     checkpoint for the wanted shape, serves its memory, and begins to start
+//     hypervisor processes for the clones to come.
 //  3. [Client.Clone] makes them, all at once (clone.go): restore, identity,
-//     link up. The first answer from a clone is that it is itself.
-//  4. [Client.Attach] connects to a clone's agent. The bytes are not looked at.
-//  5. [Client.Close] ends the daemon, and with it the job.
+//     link up. [Client.StartVM] makes one, which is nobody's clone.
+//  4. [Client.Attach] opens streams to the agent of a machine.
+//  5. Machines, and the host through [Client.API], call the VM fork API
+//     (calls.go); fork.go is what clone and checkpoint-parent do to a machine that
+//     runs.
+//  6. [Client.Close] ends the daemon, and with it the job.
 //
 // # The connection
 //
 // A socket pair with yamux on it. One stream carries net/rpc; one the daemon's
-// notices to the launcher (progress, a clone's death); each attached clone has
-// one.
+// notices to the launcher (progress, a machine's death); each stream to an agent,
+// and each connection to the API, is one more.
 //
 // # Locking
 //
-// Engine.mu guards the tables of an engine; nothing waits under it. Long calls
-// are serialised by the launcher, which makes them one after another; Counters
-// and Attach may come at any time.
+// Engine.mu guards the tables of an engine, and what says so in machines, grants
+// and generations; nothing waits under it. machine.forking is held over a fork of
+// a machine and over its end, machine.orders over an order to its agent; both are
+// taken before Engine.mu, and in this order. Calls of the API may come at any time,
+// from anybody; the launcher makes its own one after another.
 package sfld
