@@ -177,7 +177,8 @@ func TestWaitingRequestsGoOn(t *testing.T) {
 	must[*ninep.Rlock](holder, lock(ninep.LockWrite, held))
 	c, r := s.relayed()
 	f := c.open(ninep.OpenReadWrite, "file")
-	_, waiting := c.send(lock(ninep.LockWrite, f))
+	// The parent waits as well, and both can have it.
+	_, waiting := c.send(lock(ninep.LockRead, f))
 	fork(t, s, r)
 	select {
 	case m := <-waiting:
@@ -258,9 +259,15 @@ func TestRelayProcess(t *testing.T) {
 	if err := Reconnect(t.Context(), "/none"); err == nil {
 		t.Error("what is not mounted was reconnected")
 	}
-	p.end()
-	if _, err := c.call(&ninep.Tgetattr{FID: root}); !errors.Is(err, errEnded) {
-		t.Errorf("after its end the relay answers %v", err)
+	p.end() // which its process notices a moment later
+	for end := time.Now().Add(20 * time.Second); ; {
+		_, err := c.call(&ninep.Tgetattr{FID: root})
+		if errors.Is(err, errEnded) {
+			break
+		}
+		if err != nil || time.Now().After(end) {
+			t.Fatalf("after its end the relay answers %v", err)
+		}
 	}
 	if err := Reconnect(t.Context(), m.Target); err == nil {
 		t.Error("a relay that has ended was reconnected")
