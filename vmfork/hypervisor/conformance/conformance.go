@@ -1,7 +1,6 @@
 package conformance
 
 import (
-	"bufio"
 	"bytes"
 	"context"
 	"crypto/sha256"
@@ -290,100 +289,6 @@ func (s *suite) restore(t *testing.T) {
 	}
 }
 
-// forkAgain: a clone is suspended in its turn, and goes on in a successor with
-// the same port, and so does a clone of the clone.
-func (s *suite) forkAgain(t *testing.T) {
-	first := s.prepare(t, "first-life")
-	if err := first.Restore(limit(t, soon), s.state); err != nil {
-		t.Fatal(err)
-	}
-	heard := listen(first.channel)
-	last := heard.next(t, soon)
-	goesOn := func(who string, e *ear) {
-		t.Helper()
-		for range 5 {
-			next := e.next(t, soon)
-			if next.who != last.who || next.n != last.n+1 || !next.whole {
-				t.Fatalf("%s said %v after %v", who, next, last)
-			}
-			last = next
-		}
-	}
-	goesOn("the clone", heard)
-	// Suspended in vain.
-	if _, err := first.Suspend(limit(t, soon)); err != nil {
-		t.Fatal(err)
-	}
-	if err := first.Resume(limit(t, soon)); err != nil {
-		t.Fatal(err)
-	}
-	goesOn("resumed, the clone", heard)
-
-	state, err := first.Suspend(limit(t, soon))
-	if err != nil {
-		t.Fatal(err)
-	}
-	last = heard.drain(last)
-	pages, ram, err := first.Dirtied(limit(t, soon))
-	if err != nil {
-		t.Fatal(err)
-	}
-	all := uint(s.g.Shape.Memory / 4096)
-	if n := pages.Count(); n == 0 || n > all/2 || pages.Len() != all {
-		t.Fatalf("a clone that has counted a little has written %d of %d pages, want some of %d", n, pages.Len(), all)
-	}
-	t.Logf("%d dirtied pages", pages.Count())
-	successor, clone := s.copyMemory(t, "second-life"), s.copyMemory(t, "grandchild")
-	for _, path := range []string{successor, clone} {
-		t.Cleanup(func() { os.Remove(path) })
-		f, err := os.OpenFile(path, os.O_RDWR, 0)
-		if err != nil {
-			t.Fatal(err)
-		}
-		page := make([]byte, 4096)
-		for i := range pages.EachSet() {
-			if _, err := ram.ReadAt(page, int64(i)*4096); err != nil {
-				t.Fatal(err)
-			}
-			if _, err := f.WriteAt(page, int64(i)*4096); err != nil {
-				t.Fatal(err)
-			}
-		}
-		f.Close()
-	}
-	first.Kill()
-	if _, err := ram.ReadAt(make([]byte, 4096), 0); err == nil {
-		t.Error("the RAM of a machine that is gone can be read")
-	}
-	cfg := first.cfg
-	cfg.Name, cfg.MemoryPath = "second-life", successor
-	second, err := s.d.Prepare(limit(t, soon), cfg)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(second.Kill)
-	other, channel := s.config(t, "grandchild", clone)
-	grandchild, err := s.d.Prepare(limit(t, soon), other)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(grandchild.Kill)
-	for _, vm := range []hypervisor.VM{second, grandchild} {
-		if err := vm.Restore(limit(t, soon), state); err != nil {
-			t.Fatal(err)
-		}
-	}
-	at := last
-	goesOn("in its second life, the clone", heard)
-	e := listen(channel)
-	begin := e.next(t, soon)
-	if begin.who != at.who || begin.n != at.n+1 || !begin.whole {
-		t.Errorf("the clone's clone began with %v after the clone's %v", begin, at)
-	}
-	last = begin
-	goesOn("the clone's clone", e)
-}
-
 func (s *suite) badState(t *testing.T) {
 	noise := bytes.Repeat([]byte("this is no device state\n"), 1000)
 	for name, state := range map[string][]byte{
@@ -488,61 +393,6 @@ func limit(t *testing.T, d time.Duration) context.Context {
 	ctx, cancel := context.WithTimeout(t.Context(), d)
 	t.Cleanup(cancel)
 	return ctx
-}
-
-// count is one line of the guest's.
-type count struct {
-	who   string
-	n     int
-	whole bool
-}
-
-// ear hears what a guest counts.
-type ear struct{ heard chan count }
-
-func listen(channel net.Conn) *ear {
-	e := &ear{make(chan count, 1<<16)}
-	go func() {
-		defer close(e.heard)
-		for lines := bufio.NewScanner(channel); lines.Scan(); {
-			var c count
-			var state string
-			if _, err := fmt.Sscanf(lines.Text(), "%s %d %s", &c.who, &c.n, &state); err == nil {
-				c.whole = state == "whole"
-				e.heard <- c
-			}
-		}
-	}()
-	return e
-}
-
-func (e *ear) next(t *testing.T, wait time.Duration) count {
-	t.Helper()
-	select {
-	case c, ok := <-e.heard:
-		if !ok {
-			t.Fatal("the guest's channel ended")
-		}
-		return c
-	case <-time.After(wait):
-		t.Fatalf("waited %v for the guest to be heard", wait)
-	}
-	return count{}
-}
-
-// drain returns the last of what has been heard and not been taken, or else c.
-func (e *ear) drain(c count) count {
-	for time.Sleep(50 * time.Millisecond); ; {
-		select {
-		case next, ok := <-e.heard:
-			if !ok {
-				return c
-			}
-			c = next
-		default:
-			return c
-		}
-	}
 }
 
 // openFiles are this process's descriptors, as what they are open on.

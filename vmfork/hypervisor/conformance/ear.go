@@ -1,0 +1,64 @@
+package conformance
+
+import (
+	"bufio"
+	"fmt"
+	"net"
+	"testing"
+	"time"
+)
+
+// count is one line of the guest's.
+type count struct {
+	who   string
+	n     int
+	whole bool
+}
+
+// ear hears what a guest counts.
+type ear struct{ heard chan count }
+
+func listen(channel net.Conn) *ear {
+	e := &ear{make(chan count, 1<<16)}
+	go func() {
+		defer close(e.heard)
+		for lines := bufio.NewScanner(channel); lines.Scan(); {
+			var c count
+			var state string
+			if _, err := fmt.Sscanf(lines.Text(), "%s %d %s", &c.who, &c.n, &state); err == nil {
+				c.whole = state == "whole"
+				e.heard <- c
+			}
+		}
+	}()
+	return e
+}
+
+func (e *ear) next(t *testing.T, wait time.Duration) count {
+	t.Helper()
+	select {
+	case c, ok := <-e.heard:
+		if !ok {
+			t.Fatal("the guest's channel ended")
+		}
+		return c
+	case <-time.After(wait):
+		t.Fatalf("waited %v for the guest to be heard", wait)
+	}
+	return count{}
+}
+
+// drain returns the last of what has been heard and not been taken, or else c.
+func (e *ear) drain(c count) count {
+	for time.Sleep(50 * time.Millisecond); ; {
+		select {
+		case next, ok := <-e.heard:
+			if !ok {
+				return c
+			}
+			c = next
+		default:
+			return c
+		}
+	}
+}

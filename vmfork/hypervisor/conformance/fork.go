@@ -1,0 +1,102 @@
+package conformance
+
+import (
+	"os"
+	"testing"
+
+	"github.com/mpirun-sf/mpirun-sf/vmfork/hypervisor"
+)
+
+// forkAgain: a clone is suspended in its turn, and goes on in a successor with
+// the same port, and so does a clone of the clone.
+func (s *suite) forkAgain(t *testing.T) {
+	first := s.prepare(t, "first-life")
+	if err := first.Restore(limit(t, soon), s.state); err != nil {
+		t.Fatal(err)
+	}
+	heard := listen(first.channel)
+	last := heard.next(t, soon)
+	goesOn := func(who string, e *ear) {
+		t.Helper()
+		for range 5 {
+			next := e.next(t, soon)
+			if next.who != last.who || next.n != last.n+1 || !next.whole {
+				t.Fatalf("%s said %v after %v", who, next, last)
+			}
+			last = next
+		}
+	}
+	goesOn("the clone", heard)
+	// Suspended in vain.
+	if _, err := first.Suspend(limit(t, soon)); err != nil {
+		t.Fatal(err)
+	}
+	if err := first.Resume(limit(t, soon)); err != nil {
+		t.Fatal(err)
+	}
+	goesOn("resumed, the clone", heard)
+
+	state, err := first.Suspend(limit(t, soon))
+	if err != nil {
+		t.Fatal(err)
+	}
+	last = heard.drain(last)
+	pages, ram, err := first.Dirtied(limit(t, soon))
+	if err != nil {
+		t.Fatal(err)
+	}
+	all := uint(s.g.Shape.Memory / 4096)
+	if n := pages.Count(); n == 0 || n > all/2 || pages.Len() != all {
+		t.Fatalf("a clone that has counted a little has written %d of %d pages, want some of %d", n, pages.Len(), all)
+	}
+	t.Logf("%d dirtied pages", pages.Count())
+	successor, clone := s.copyMemory(t, "second-life"), s.copyMemory(t, "grandchild")
+	for _, path := range []string{successor, clone} {
+		t.Cleanup(func() { os.Remove(path) })
+		f, err := os.OpenFile(path, os.O_RDWR, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		page := make([]byte, 4096)
+		for i := range pages.EachSet() {
+			if _, err := ram.ReadAt(page, int64(i)*4096); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := f.WriteAt(page, int64(i)*4096); err != nil {
+				t.Fatal(err)
+			}
+		}
+		f.Close()
+	}
+	first.Kill()
+	if _, err := ram.ReadAt(make([]byte, 4096), 0); err == nil {
+		t.Error("the RAM of a machine that is gone can be read")
+	}
+	cfg := first.cfg
+	cfg.Name, cfg.MemoryPath = "second-life", successor
+	second, err := s.d.Prepare(limit(t, soon), cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(second.Kill)
+	other, channel := s.config(t, "grandchild", clone)
+	grandchild, err := s.d.Prepare(limit(t, soon), other)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(grandchild.Kill)
+	for _, vm := range []hypervisor.VM{second, grandchild} {
+		if err := vm.Restore(limit(t, soon), state); err != nil {
+			t.Fatal(err)
+		}
+	}
+	at := last
+	goesOn("in its second life, the clone", heard)
+	e := listen(channel)
+	begin := e.next(t, soon)
+	if begin.who != at.who || begin.n != at.n+1 || !begin.whole {
+		t.Errorf("the clone's clone began with %v after the clone's %v", begin, at)
+	}
+	last = begin
+	goesOn("the clone's clone", e)
+}
