@@ -58,7 +58,7 @@
 //     slices belong to it.
 //     [github.com/mpirun-sf/mpirun-sf/vmfork/descriptor.Descriptor]
 //  4. memtap serves the image, a stack of slices, as a file.
-//     [github.com/mpirun-sf/mpirun-sf/vmfork/memtap.Tap.AddMemory]
+//     [github.com/mpirun-sf/mpirun-sf/vmfork/memtap.Tap.Deliver]
 //  5. hypervisor/qemu makes a machine over a private mapping of that file and
 //     loads the device state. Its vCPUs run, with no RAM yet.
 //     [github.com/mpirun-sf/mpirun-sf/vmfork/hypervisor/qemu.Driver.Prepare]
