@@ -31,6 +31,8 @@ func (id Identity) encode() []byte {
 	w.bytes(id.Network.Address.Addr().AsSlice())
 	w.number(id.Network.Address.Bits())
 	w.members(id.Network.Members)
+	w.number(id.Network.MTU)
+	w.bytes(id.Network.Gateway.AsSlice())
 	return w.data
 }
 
@@ -52,6 +54,10 @@ func ParseIdentity(data []byte) (id Identity, err error) {
 	bits = r.readNumber()
 	id.Network.Address = netip.PrefixFrom(addr, bits)
 	id.Network.Members = r.readMembers()
+	id.Network.MTU = r.readNumber()
+	if gateway := r.readBytes(); len(gateway) > 0 {
+		id.Network.Gateway = r.addr(gateway)
+	}
 	return id, r.end("identity")
 }
 
@@ -112,8 +118,10 @@ func (w *wire) readBytes() []byte {
 	return b
 }
 
-func (w *wire) readAddr() netip.Addr {
-	addr, ok := netip.AddrFromSlice(w.readBytes())
+func (w *wire) readAddr() netip.Addr { return w.addr(w.readBytes()) }
+
+func (w *wire) addr(b []byte) netip.Addr {
+	addr, ok := netip.AddrFromSlice(b)
 	w.bad = w.bad || !ok
 	return addr
 }

@@ -12,9 +12,11 @@ import (
 
 func someIdentity() Identity {
 	plan := network.NewPlan("a job")
+	config := plan.Guest(7, []int{0, 7, 8})
+	config.MTU, config.Gateway = 1450, plan.Host()
 	return Identity{
 		Clone: 2, Ticket: "a-t1", Member: 7, Name: "clone-7", Host: "here", VCPUs: 3,
-		Network: plan.Guest(7, []int{0, 7, 8}), Seed: make([]byte, 64), Time: time.Unix(0, 1e18),
+		Network: config, Seed: make([]byte, 64), Time: time.Unix(0, 1e18),
 		BootID: "b", MachineID: "m", Session: []byte("0123456789abcdef"), Fork: Fork{Call: "c", Checkpoint: "k"},
 	}
 }

@@ -136,6 +136,35 @@ func putInet(b []byte, ip [4]byte) {
 	copy(b[4:], ip[:])
 }
 
+func (s control) setMTU(name string, mtu int) error {
+	r := newIfreq(name)
+	binary.NativeEndian.PutUint32(r.value[:], uint32(mtu))
+	return s.do(unix.SIOCSIFMTU, unsafe.Pointer(r))
+}
+
+// setGateway makes the default route of an interface that is up (struct rtentry: padding, destination, gateway, netmask,
+// flags, and what is not used here but the device's name).
+func (s control) setGateway(name string, gateway netip.Addr) error {
+	var r struct {
+		_                             uint64
+		destination, gateway, netmask [16]byte
+		flags, _                      uint16
+		_                             uint64
+		_                             unsafe.Pointer
+		metric                        int16
+		device                        *byte
+		mtu, window                   uint64
+		roundTrip                     uint16
+	}
+	putInet(r.destination[:], [4]byte{})
+	putInet(r.gateway[:], gateway.As4())
+	putInet(r.netmask[:], [4]byte{})
+	r.flags = unix.RTF_UP | unix.RTF_GATEWAY
+	device := append([]byte(name), 0)
+	r.device = &device[0]
+	return s.do(unix.SIOCADDRT, unsafe.Pointer(&r))
+}
+
 func (s control) setNeighbours(name string, members []Member) error {
 	for _, member := range members {
 		if err := s.setNeighbour(name, member); err != nil {

@@ -16,6 +16,10 @@ type GuestConfig struct {
 	Address netip.Prefix     `json:"address"`
 	// Members are the others, the host among them. They become permanent neighbours, so that nobody asks for them.
 	Members []Member `json:"members"`
+	// MTU is the largest IP packet that the interface may send, in bytes ([Network.MTU]). 0 leaves it as it is.
+	MTU int `json:"mtu,omitempty"`
+	// Gateway is where packets go that are for nobody on the network; the zero Addr is nowhere. See [Network.OpenWay].
+	Gateway netip.Addr `json:"gateway,omitzero"`
 }
 
 // Configure makes the calling thread's namespace (the guest's only one) answer to config, whatever it answered to
@@ -90,6 +94,12 @@ func (config *GuestConfig) check() error {
 	if !config.Address.IsValid() || !config.Address.Addr().Is4() {
 		return fmt.Errorf("%v is no IPv4 address and prefix length", config.Address)
 	}
+	if config.MTU < 0 || config.MTU > 1<<16-1 {
+		return fmt.Errorf("%d is no MTU", config.MTU)
+	}
+	if config.Gateway.IsValid() && (!config.Gateway.Is4() || !config.Address.Masked().Contains(config.Gateway)) {
+		return fmt.Errorf("gateway %v is not in the network of %v", config.Gateway, config.Address)
+	}
 	return checkMembers(config.Members)
 }
 
@@ -115,6 +125,11 @@ func (config *GuestConfig) apply(s control, name string) error {
 	if err := s.setMAC(name, config.MAC); err != nil {
 		return fmt.Errorf("set MAC address %v: %w", config.MAC, err)
 	}
+	if config.MTU != 0 {
+		if err := s.setMTU(name, config.MTU); err != nil {
+			return fmt.Errorf("set MTU %d: %w", config.MTU, err)
+		}
+	}
 	// All of them: one that a user had added would be there once in each clone.
 	if err := s.dropAddresses(name); err != nil {
 		return fmt.Errorf("take its addresses away: %w", err)
@@ -127,6 +142,11 @@ func (config *GuestConfig) apply(s control, name string) error {
 	}
 	if err := s.setUp(name, true); err != nil {
 		return fmt.Errorf("bring it up: %w", err)
+	}
+	if config.Gateway.IsValid() {
+		if err := s.setGateway(name, config.Gateway); err != nil {
+			return fmt.Errorf("set gateway %v: %w", config.Gateway, err)
+		}
 	}
 	return nil
 }

@@ -275,3 +275,44 @@ func TestConfigureWaitsForInterface(t *testing.T) {
 	clone.configure(t, config)
 	(<-late).Close()
 }
+
+func TestConfigureMTUAndGateway(t *testing.T) {
+	clone := newFakeClone(t, nil)
+	plan := NewPlan(t.Name())
+	config := plan.Guest(3, nil)
+	for _, step := range []struct {
+		mtu, want int
+		gateway   netip.Addr
+	}{{0, 1500, netip.Addr{}}, {1450, 1450, plan.Host()}, {0, 1450, netip.Addr{}}, {1430, 1430, plan.Host()}, {1430, 1430, plan.Host()}} {
+		config.MTU, config.Gateway = step.mtu, step.gateway
+		clone.configure(t, config)
+		link, err := clone.handle.LinkByName("eth0")
+		must(t, err)
+		if link.Attrs().MTU != step.want {
+			t.Errorf("MTU %d made %d", step.mtu, link.Attrs().MTU)
+		}
+		var gateways []netip.Addr
+		routes, err := clone.handle.RouteList(link, netlink.FAMILY_V4)
+		must(t, err)
+		for _, route := range routes {
+			if gateway, ok := netip.AddrFromSlice(route.Gw.To4()); ok {
+				gateways = append(gateways, gateway)
+			}
+		}
+		if step.gateway.IsValid() != (len(gateways) == 1 && gateways[0] == step.gateway) {
+			t.Errorf("gateway %v made %v", step.gateway, gateways)
+		}
+	}
+	for name, change := range map[string]func(*GuestConfig){
+		"an MTU below nothing":          func(c *GuestConfig) { c.MTU = -1 },
+		"an MTU that no packet can use": func(c *GuestConfig) { c.MTU = 1 << 16 },
+		"a gateway that is elsewhere":   func(c *GuestConfig) { c.Gateway = netip.MustParseAddr("192.0.2.1") },
+		"a gateway of IPv6":             func(c *GuestConfig) { c.Gateway = netip.MustParseAddr("2001:db8::1") },
+	} {
+		bad := plan.Guest(3, nil)
+		change(&bad)
+		if err := clone.inside(func() error { return Configure(t.Context(), bad) }); err == nil {
+			t.Errorf("%s was configured", name)
+		}
+	}
+}

@@ -62,6 +62,39 @@ func bridgeError(err error) error {
 	return err
 }
 
+func vxlanError(err error) error {
+	switch {
+	case errors.Is(err, unix.EOPNOTSUPP):
+		return &MissingError{"the VXLAN driver", "run: modprobe vxlan", err}
+	case errors.Is(err, unix.EPERM):
+		return missingPrivilege(err)
+	case errors.Is(err, unix.EEXIST):
+		return fmt.Errorf("another VXLAN or interface of this host has the same number: try another VNI: %w", err)
+	}
+	return err
+}
+
+func vxlanUpError(err error) error {
+	switch {
+	case errors.Is(err, unix.EADDRINUSE):
+		return fmt.Errorf("a program of this host has the UDP port: try another port: %w", err)
+	case errors.Is(err, unix.EAFNOSUPPORT):
+		return &MissingError{"IPv6", "run: sysctl net.ipv6.conf.all.disable_ipv6=0, or name the hosts by IPv4 addresses", err}
+	}
+	return err
+}
+
+// nftError is for what a kernel says that cannot filter, or not in the way that is asked of it.
+func nftError(err error) error {
+	switch {
+	case errors.Is(err, unix.EPERM):
+		return missingPrivilege(err)
+	case errors.Is(err, unix.EAFNOSUPPORT), errors.Is(err, unix.EPROTONOSUPPORT), errors.Is(err, unix.EOPNOTSUPP), errors.Is(err, unix.ENOENT), errors.Is(err, unix.EINVAL):
+		return &MissingError{"nf_tables, which filters frames,", "use Linux 5.12 or later with CONFIG_NF_TABLES_BRIDGE and CONFIG_NF_TABLES_INET, and run: modprobe nf_tables", err}
+	}
+	return err
+}
+
 func tunError(err error) error {
 	switch {
 	case errors.Is(err, fs.ErrNotExist):

@@ -31,6 +31,7 @@ type Network struct {
 	handle *netlink.Handle // a netlink socket inside; nil after Close
 	bridge netlink.Link
 	plugs  map[int]*plug
+	trunk  *trunk // to the other hosts, or nil
 }
 
 // Create makes the namespace with lo and the bridge, both up, and nothing else in it. See [Probe] for its errors.
@@ -85,7 +86,7 @@ func (n *Network) create() (err error) {
 	if n.bridge, err = n.handle.LinkByName(bridgeName); err != nil {
 		return fmt.Errorf("find bridge: %w", err)
 	}
-	host := netip.PrefixFrom(n.plan.Host(), n.plan.Subnet.Bits())
+	host := n.hostPrefix()
 	if err := n.handle.AddrAdd(n.bridge, &netlink.Addr{IPNet: ipNet(host)}); err != nil {
 		return fmt.Errorf("give the bridge address %v: %w", host, err)
 	}
@@ -93,6 +94,11 @@ func (n *Network) create() (err error) {
 		return fmt.Errorf("bring bridge up: %w", err)
 	}
 	return nil
+}
+
+// hostPrefix is the gateway's address with the subnet's length.
+func (n *Network) hostPrefix() netip.Prefix {
+	return netip.PrefixFrom(n.plan.Host(), n.plan.Subnet.Bits())
 }
 
 // Plan is the plan that the network was created with.
@@ -104,6 +110,12 @@ func (n *Network) Path() string { return fmt.Sprintf("/proc/%d/fd/%d", os.Getpid
 // Listen listens on the host's address for connections from the clones, TCP; port 0 takes a free one. The listener
 // stays inside wherever it is used, and keeps the namespace alive until it is closed.
 func (n *Network) Listen(ctx context.Context, port int) (net.Listener, error) {
+	n.mu.Lock()
+	here := n.gateway()
+	n.mu.Unlock()
+	if !here {
+		return nil, errors.New("listen in private network: the host's address is on another host")
+	}
 	address := netip.AddrPortFrom(n.plan.Host(), uint16(port))
 	var config net.ListenConfig
 	config.SetMultipathTCP(false)
@@ -156,6 +168,10 @@ func (n *Network) Close() error {
 		n.remover.Close()
 		n.remover = nil
 	}
+	if n.trunk != nil {
+		errs = append(errs, n.trunk.guard.close())
+		n.trunk = nil
+	}
 	if n.namespace != nil {
 		if err := n.namespace.Close(); !errors.Is(err, os.ErrClosed) {
 			errs = append(errs, err)
@@ -168,9 +184,11 @@ func (n *Network) Close() error {
 }
 
 // inside runs f on a thread that is in the namespace.
-func (n *Network) inside(f func() error) error {
+func (n *Network) inside(f func() error) error { return inNamespace(n.namespace, f) }
+
+func inNamespace(namespace *os.File, f func() error) error {
 	return onOwnThread(func() error {
-		if err := unix.Setns(int(n.namespace.Fd()), unix.CLONE_NEWNET); err != nil {
+		if err := unix.Setns(int(namespace.Fd()), unix.CLONE_NEWNET); err != nil {
 			return fmt.Errorf("enter network namespace: %w", err)
 		}
 		return f()

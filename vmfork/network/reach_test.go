@@ -119,3 +119,29 @@ func TestNobodyCanBeAnother(t *testing.T) {
 		t.Errorf("as itself: %v", err)
 	}
 }
+
+// serve answers every connection with a text.
+func serve(listener net.Listener, text string) {
+	for {
+		conn, err := listener.Accept()
+		if err != nil {
+			return
+		}
+		go func() {
+			defer conn.Close()
+			_, _ = io.WriteString(conn, text)
+		}()
+	}
+}
+
+// fetch reads what a server has to say.
+func fetch(address string) (string, error) {
+	conn, err := net.DialTimeout("tcp4", address, 5*time.Second)
+	if err != nil {
+		return "", err
+	}
+	defer conn.Close()
+	_ = conn.SetDeadline(time.Now().Add(20 * time.Second))
+	text, err := io.ReadAll(conn)
+	return string(text), err
+}

@@ -35,11 +35,11 @@ func must(t *testing.T, err error) {
 // numbered is a frame that can be told from its like.
 func numbered(to, from net.HardwareAddr, number int) []byte {
 	f := frame(to, from, "")
-	binary.BigEndian.PutUint64(f[VNetHeader+14:], uint64(number))
+	binary.BigEndian.PutUint64(f[body:], uint64(number))
 	return f
 }
 
-func number(f []byte) int { return int(binary.BigEndian.Uint64(f[VNetHeader+14:])) }
+func number(f []byte) int { return int(binary.BigEndian.Uint64(f[body:])) }
 
 func send(t *testing.T, plug *os.File, f []byte) {
 	t.Helper()
@@ -59,7 +59,7 @@ func drain(t *testing.T, file *os.File) (numbers []int) {
 			return numbers
 		}
 		must(t, err)
-		if buffer[VNetHeader+12] == 0x88 && buffer[VNetHeader+13] == 0xb5 {
+		if isFrame(buffer[:size]) {
 			numbers = append(numbers, number(buffer[:size]))
 		}
 	}

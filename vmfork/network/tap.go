@@ -55,6 +55,9 @@ func (n *Network) AddTap(id int) (*os.File, error) {
 	if n.plugs[id] != nil {
 		return nil, fmt.Errorf("add tap of member %d: it has one", id)
 	}
+	if err := n.forget(id); err != nil {
+		return nil, fmt.Errorf("add tap of member %d: forget where it was: %w", id, err)
+	}
 	t, err := n.addTap(fmt.Sprintf("tap%d", id))
 	if err == nil {
 		if err = n.point(id, t); err != nil {
@@ -90,6 +93,11 @@ func (n *Network) addTap(name string) (t *tap, err error) {
 	if err := n.handle.LinkSetTxQLen(t.link, queueLength); err != nil {
 		return nil, fmt.Errorf("make the queue of %s longer: %w", name, err)
 	}
+	if n.trunk != nil {
+		if err := n.handle.LinkSetMTU(t.link, n.trunk.fabric.MTU); err != nil {
+			return nil, fmt.Errorf("set the MTU of %s to %d: %w", name, n.trunk.fabric.MTU, err)
+		}
+	}
 	if err := n.handle.LinkSetMaster(t.link, n.bridge); err != nil {
 		return nil, fmt.Errorf("attach %s to the bridge: %w", name, bridgeError(err))
 	}
@@ -117,6 +125,9 @@ func (n *Network) point(id int, t *tap) error {
 	})
 	if err != nil {
 		return fmt.Errorf("enter %v into the bridge's table: %w", n.plan.MAC(id), err)
+	}
+	if !n.gateway() {
+		return nil
 	}
 	if err := n.handle.NeighSet(n.neighbour(id)); err != nil {
 		return fmt.Errorf("make member a neighbour of the host: %w", err)
