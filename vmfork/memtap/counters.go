@@ -14,6 +14,8 @@ type Counters struct {
 	Reads         int64 // requests of the kernel
 	BytesServed   int64 // answered to them, zeros included
 	BytesFetched  int64 // read from frozen slices for requests, in whole blocks
+	FarReads      int64 // requests that waited for another host, of Reads and Writes
+	BytesFar      int64 // brought from there for them, in whole blocks; of a memory file, a part of BytesFetched
 	BytesPushed   int64 // read from frozen slices by Push; with BytesFetched, what a remote host would have to send
 	ZeroBlocks    int64 // answered here, without a slice
 	LocalBlocks   int64 // read from a disk's own slice
@@ -66,6 +68,7 @@ type counters struct {
 	reads, served, fetched, zero, local atomic.Int64
 	writes, written, refused            atomic.Int64
 	punches, waits, errors, pushed      atomic.Int64
+	farReads, far                       atomic.Int64
 	latency                             [latencyBuckets]atomic.Int64
 }
 
@@ -74,6 +77,10 @@ func (c *counters) blocks(stat slice.Stat) {
 	add(&c.fetched, stat.Fetched*slice.BlockSize)
 	add(&c.zero, stat.Zero)
 	add(&c.local, stat.Local)
+	if stat.Far > 0 {
+		c.farReads.Add(1)
+		add(&c.far, stat.Far*slice.BlockSize)
+	}
 }
 
 // add spares the other processors a write to a line that they share, where there is nothing to add.
@@ -86,6 +93,7 @@ func add(c *atomic.Int64, n int) {
 func (c *counters) snapshot() Counters {
 	s := Counters{
 		Reads: c.reads.Load(), BytesServed: c.served.Load(), BytesFetched: c.fetched.Load(), BytesPushed: c.pushed.Load(),
+		FarReads: c.farReads.Load(), BytesFar: c.far.Load(),
 		ZeroBlocks: c.zero.Load(), LocalBlocks: c.local.Load(),
 		Writes: c.writes.Load(), BytesWritten: c.written.Load(), RefusedWrites: c.refused.Load(),
 		Punches: c.punches.Load(), Waits: c.waits.Load(), Errors: c.errors.Load(),
@@ -94,4 +102,23 @@ func (c *counters) snapshot() Counters {
 		s.Latency[i] = c.latency[i].Load()
 	}
 	return s
+}
+
+// Add adds what another file has done.
+func (c *Counters) Add(other Counters) {
+	c.Reads += other.Reads
+	c.BytesServed += other.BytesServed
+	c.BytesFetched += other.BytesFetched
+	c.BytesPushed += other.BytesPushed
+	c.ZeroBlocks += other.ZeroBlocks
+	c.LocalBlocks += other.LocalBlocks
+	c.Writes += other.Writes
+	c.BytesWritten += other.BytesWritten
+	c.RefusedWrites += other.RefusedWrites
+	c.Punches += other.Punches
+	c.Waits += other.Waits
+	c.Errors += other.Errors
+	for i, n := range other.Latency {
+		c.Latency[i] += n
+	}
 }

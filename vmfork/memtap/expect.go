@@ -1,6 +1,7 @@
 package memtap
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"time"
@@ -20,6 +21,25 @@ var (
 
 // errInterrupted is a wait that nobody waits for any more.
 var errInterrupted = errors.New("interrupted")
+
+// calledOff is a context that ends when the kernel calls a request off, also because the mount is gone. It takes no
+// memory, so that a read that waits for nothing does not either.
+type calledOff <-chan struct{}
+
+var _ context.Context = calledOff(nil)
+
+func (c calledOff) Deadline() (deadline time.Time, ok bool) { return time.Time{}, false }
+func (c calledOff) Done() <-chan struct{}                   { return c }
+func (c calledOff) Value(any) any                           { return nil }
+
+func (c calledOff) Err() error {
+	select {
+	case <-c:
+		return errInterrupted
+	default:
+		return nil
+	}
+}
 
 // Expect makes a file of size bytes appear under name whose image comes later, by Deliver, and returns its path: so that
 // hypervisors can be started over the memory of a VM that still runs. The file can be opened and mapped at once. A read

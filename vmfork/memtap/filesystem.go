@@ -1,6 +1,7 @@
 package memtap
 
 import (
+	"errors"
 	"fmt"
 	"maps"
 	"os"
@@ -149,12 +150,12 @@ func (fs *filesystem) Read(cancel <-chan struct{}, in *fuse.ReadIn, buf []byte) 
 		f.recorder.read(off, n) // before the wait, so that Push leaves it alone
 	}
 	image, err := fs.await(f, in.Pid, cancel)
-	if err == errInterrupted {
-		return nil, fuse.EINTR
-	}
 	var stat slice.Stat
 	if err == nil {
-		stat, err = image.ReadStat(buf[:n], off)
+		stat, err = image.ReadStat(calledOff(cancel), buf[:n], off)
+	}
+	if errors.Is(err, errInterrupted) {
+		return nil, fuse.EINTR
 	}
 	f.reads.Add(1)
 	f.blocks(stat)
@@ -196,7 +197,10 @@ func (fs *filesystem) Write(cancel <-chan struct{}, in *fuse.WriteIn, data []byt
 	if n < int64(len(data)) {
 		return 0, fuse.Status(unix.ENOSPC) // as at the end of a disk
 	}
-	stat, err := image.WriteStat(data, off)
+	stat, err := image.WriteStat(calledOff(cancel), data, off)
+	if errors.Is(err, errInterrupted) {
+		return 0, fuse.EINTR
+	}
 	f.writes.Add(1)
 	f.blocks(stat)
 	if err != nil {
@@ -225,12 +229,12 @@ func (fs *filesystem) Fallocate(cancel <-chan struct{}, in *fuse.FallocateIn) fu
 		return fuse.OK
 	}
 	image, err := fs.await(f, in.Pid, cancel)
-	if err == errInterrupted {
-		return fuse.EINTR
-	}
 	var stat slice.Stat
 	if err == nil {
-		stat, err = image.Discard(off, n)
+		stat, err = image.Discard(calledOff(cancel), off, n)
+	}
+	if errors.Is(err, errInterrupted) {
+		return fuse.EINTR
 	}
 	f.blocks(stat)
 	if err != nil {

@@ -67,7 +67,7 @@ func (t *Tap) push(ctx context.Context, f *file, trace Trace) (pushed int64, err
 				break
 			}
 			n, off := int64(next.Count)*slice.BlockSize, int64(next.First)*slice.BlockSize
-			stat, err := image.ReadStat(buf[:n], off)
+			stat, err := image.ReadStat(ctx, buf[:n], off)
 			if err != nil {
 				return pushed, err
 			}

@@ -196,7 +196,7 @@ func TestAFailingLenderIsAnErrorAndNoZeros(t *testing.T) {
 			whole := from.content
 			c.spoil(from)
 			for _, p := range [][]byte{make([]byte, 10), make([]byte, BlockSize), make([]byte, 2*BlockSize)} {
-				if _, err := im.ReadStat(p, BlockSize); !errors.Is(err, c.want) || !strings.Contains(err.Error(), s.Path()) {
+				if _, err := im.ReadStat(t.Context(), p, BlockSize); !errors.Is(err, c.want) || !strings.Contains(err.Error(), s.Path()) {
 					t.Errorf("read of %d bytes: %v", len(p), err)
 				}
 			}
@@ -260,7 +260,7 @@ func TestNoReadOfTheLenderOutlivesSettle(t *testing.T) {
 					default:
 					}
 					off := (i*7919 + int64(r)*BlockSize) % (im.Size() - int64(len(got)))
-					if _, err := im.ReadStat(got, off); err != nil || !bytes.Equal(got, want[off:off+int64(len(got))]) {
+					if _, err := im.ReadStat(t.Context(), got, off); err != nil || !bytes.Equal(got, want[off:off+int64(len(got))]) {
 						t.Errorf("read at %d: wrong, %v", off, err)
 						return
 					}
@@ -305,7 +305,7 @@ func TestReadersGoOnWhileALenderIsSlow(t *testing.T) {
 	<-stuck
 	read := make(chan error)
 	go func() {
-		_, err := image(t, s).ReadStat(make([]byte, BlockSize), (pieceBlocks+10)*BlockSize)
+		_, err := image(t, s).ReadStat(t.Context(), make([]byte, BlockSize), (pieceBlocks+10)*BlockSize)
 		read <- err
 	}()
 	select {
@@ -357,7 +357,7 @@ func TestCloseEndsTheLending(t *testing.T) {
 		t.Fatal(err)
 	}
 	from.end(t)
-	if _, err := image(t, s).ReadStat(make([]byte, BlockSize), 0); !errors.Is(err, os.ErrClosed) {
+	if _, err := image(t, s).ReadStat(t.Context(), make([]byte, BlockSize), 0); !errors.Is(err, os.ErrClosed) {
 		t.Errorf("read: %v", err)
 	}
 	if _, err := s.Settle(t.Context()); !errors.Is(err, os.ErrClosed) {
@@ -395,7 +395,7 @@ func TestMemoryThatIsGoneIsAnError(t *testing.T) {
 	if err := unix.Munmap(area); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := image(t, s).ReadStat(make([]byte, BlockSize), BlockSize); !errors.Is(err, unix.EIO) {
+	if _, err := image(t, s).ReadStat(t.Context(), make([]byte, BlockSize), BlockSize); !errors.Is(err, unix.EIO) {
 		t.Errorf("memory that is gone: %v", err)
 	}
 }

@@ -38,7 +38,7 @@ func BenchmarkDepth(b *testing.B) {
 					buf := make([]byte, size)
 					b.ReportAllocs()
 					for i := int64(0); b.Loop(); i++ {
-						if _, err := im.ReadStat(buf, i*size%im.Size()); err != nil {
+						if _, err := im.ReadStat(b.Context(), buf, i*size%im.Size()); err != nil {
 							b.Fatal(err)
 						}
 					}
@@ -95,7 +95,7 @@ func BenchmarkLentRead(b *testing.B) {
 			b.SetBytes(size)
 			b.ReportAllocs()
 			for i := int64(0); b.Loop(); i++ {
-				if _, err := im.ReadStat(buf, i*size%im.Size()); err != nil {
+				if _, err := im.ReadStat(b.Context(), buf, i*size%im.Size()); err != nil {
 					b.Fatal(err)
 				}
 			}

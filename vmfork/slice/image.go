@@ -1,6 +1,7 @@
 package slice
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -17,7 +18,7 @@ type Image struct {
 	kind Kind
 
 	writing sync.Mutex   // held over a whole write; taken before mu
-	mu      sync.RWMutex // held shared over a whole read
+	mu      sync.RWMutex // held shared over a whole read, but never while blocks are brought from another host
 	layers  []*Slice     // top first; changed with both locks, so that either is enough to look
 }
 
@@ -26,6 +27,7 @@ type Stat struct {
 	Fetched int // read from a slice below a writable top, or from a frozen stack: what a remote host would have to send
 	Local   int // read from the writable top
 	Zero    int // made here: every slice leaves them absent, or one knows that they are zeros
+	Far     int // of Fetched, those that had to be brought from another host first
 }
 
 // NewImage stacks slices, the top one first. All are of one kind and size, and none but the top is writable.
@@ -57,7 +59,8 @@ func fit(layers []*Slice) error {
 // Restack replaces the whole stack, under the conditions of NewImage and without a change of size or kind: a VM that was
 // forked goes on with a new top above the one that was frozen, and a clone's disk gets its lower slices when they are
 // known. Every read and every write sees either the old stack or the new one. Restack waits for those in flight, so the
-// slices that are no longer in the stack may be closed when it returns. After an error the stack is the old one.
+// slices that are no longer in the stack may be closed when it returns. It does not wait for what is brought from another
+// host: who waits for that reads the new stack afterwards. After an error the stack is the old one.
 func (im *Image) Restack(layers ...*Slice) error {
 	if err := fit(layers); err != nil {
 		return fmt.Errorf("restack slices: %w", err)
@@ -144,7 +147,7 @@ func (im *Image) ReadAt(p []byte, off int64) (int, error) {
 		return 0, fmt.Errorf("read image: offset %d", off)
 	}
 	n := int(max(0, min(int64(len(p)), im.size-off)))
-	if _, err := im.ReadStat(p[:n], off); err != nil {
+	if _, err := im.ReadStat(context.Background(), p[:n], off); err != nil {
 		return 0, err
 	}
 	if n < len(p) {
@@ -154,11 +157,20 @@ func (im *Image) ReadAt(p []byte, off int64) (int, error) {
 }
 
 // ReadStat fills p from offset off and says where the blocks came from. The range must lie inside the image. On an
-// error nothing in p may be used: a block that fails its checksum is ErrCorrupt. It does not allocate.
-func (im *Image) ReadStat(p []byte, off int64) (stat Stat, err error) {
+// error nothing in p may be used: a block that fails its checksum is ErrCorrupt. It does not allocate, unless it has to
+// bring blocks from another host; only that looks at ctx.
+func (im *Image) ReadStat(ctx context.Context, p []byte, off int64) (stat Stat, err error) {
 	if err := im.inside(len(p), off); err != nil {
 		return stat, fmt.Errorf("read image: %w", err)
 	}
+	if stat, err = im.readAll(p, off); err != errAwaited {
+		return stat, err
+	}
+	return im.readFar(ctx, p, off)
+}
+
+// readAll reads from one stack. If it meets blocks that have not come from another host, the error is errAwaited.
+func (im *Image) readAll(p []byte, off int64) (stat Stat, err error) {
 	im.mu.RLock()
 	defer im.mu.RUnlock()
 	for len(p) > 0 {
@@ -190,6 +202,9 @@ func (im *Image) inside(n int, off int64) error {
 func (im *Image) readRun(dst []byte, first, limit int64, stat *Stat) (int64, error) {
 	for i, l := range im.layers {
 		n, has, err := l.read(dst, first, limit)
+		if err == errAwaited {
+			return 0, err
+		}
 		if err != nil {
 			return 0, fmt.Errorf("read slice: %w", err)
 		}
@@ -227,19 +242,22 @@ func (im *Image) readPart(p []byte, block, skip int64, stat *Stat) (int64, error
 
 // WriteAt is io.WriterAt for an image with a writable top.
 func (im *Image) WriteAt(p []byte, off int64) (int, error) {
-	if _, err := im.WriteStat(p, off); err != nil {
+	if _, err := im.WriteStat(context.Background(), p, off); err != nil {
 		return 0, err
 	}
 	return len(p), nil
 }
 
 // WriteStat writes p at offset off to the top slice and says which blocks had to be read for it: none for whole blocks
-// (section 3.6), and at most the first and the last otherwise.
-func (im *Image) WriteStat(p []byte, off int64) (stat Stat, err error) {
+// (section 3.6), and at most the first and the last otherwise. It looks at ctx only while one of these is brought from
+// another host.
+func (im *Image) WriteStat(ctx context.Context, p []byte, off int64) (stat Stat, err error) {
 	if err := im.inside(len(p), off); err != nil {
 		return stat, fmt.Errorf("write image: %w", err)
 	}
-	im.writing.Lock()
+	if stat.Far, err = im.lockToWrite(ctx, off, int64(len(p))); err != nil {
+		return stat, fmt.Errorf("write image: %w", err)
+	}
 	defer im.writing.Unlock()
 	for len(p) > 0 {
 		block, skip := off/BlockSize, off%BlockSize
@@ -273,12 +291,15 @@ func (im *Image) writePart(p []byte, block, skip int64, stat *Stat) (int64, erro
 	return n, im.layers[0].WriteBlocks(buf[:], block)
 }
 
-// Discard makes n bytes at off read as zeros. Whole blocks fetch nothing and give their space back: a guest's trim.
-func (im *Image) Discard(off, n int64) (stat Stat, err error) {
+// Discard makes n bytes at off read as zeros. Whole blocks fetch nothing and give their space back: a guest's trim. Its
+// context is as WriteStat's.
+func (im *Image) Discard(ctx context.Context, off, n int64) (stat Stat, err error) {
 	if err := im.inside(0, off); err != nil || n < 0 || n > im.size-off {
 		return stat, fmt.Errorf("discard: %d bytes at %d are not inside the image of %d", n, off, im.size)
 	}
-	im.writing.Lock()
+	if stat.Far, err = im.lockToWrite(ctx, off, n); err != nil {
+		return stat, fmt.Errorf("discard: %w", err)
+	}
 	defer im.writing.Unlock()
 	for end := off + n; off < end; {
 		block, skip := off/BlockSize, off%BlockSize

@@ -82,19 +82,19 @@ func TestWriteFetchesOnlyWhatItMust(t *testing.T) {
 		{"all of the last, short block", 6 * BlockSize, 10, Stat{}},
 		{"part of the last, short block", 6*BlockSize + 3, 2, Stat{Local: 1}},
 	} {
-		stat, err := im.WriteStat(bytes.Repeat([]byte("w"), int(c.n)), c.off)
+		stat, err := im.WriteStat(t.Context(), bytes.Repeat([]byte("w"), int(c.n)), c.off)
 		if err != nil || stat != c.want {
 			t.Errorf("%s: %+v (%v), want %+v", c.name, stat, err, c.want)
 		}
 	}
-	if stat, err := im.Discard(5*BlockSize, im.Size()-5*BlockSize); err != nil || stat != (Stat{}) {
+	if stat, err := im.Discard(t.Context(), 5*BlockSize, im.Size()-5*BlockSize); err != nil || stat != (Stat{}) {
 		t.Errorf("discard up to the end: %+v (%v)", stat, err)
 	}
 	for _, bad := range []error{
 		func() error { _, err := im.WriteAt(make([]byte, 2), im.Size()-1); return err }(),
 		func() error { _, err := im.WriteAt(make([]byte, 2), -1); return err }(),
-		func() error { _, err := im.ReadStat(make([]byte, 2), im.Size()-1); return err }(),
-		func() error { _, err := im.Discard(im.Size()-1, 2); return err }(),
+		func() error { _, err := im.ReadStat(t.Context(), make([]byte, 2), im.Size()-1); return err }(),
+		func() error { _, err := im.Discard(t.Context(), im.Size()-1, 2); return err }(),
 	} {
 		if bad == nil {
 			t.Error("a range outside the image was taken")
@@ -126,7 +126,7 @@ func TestGenerations(t *testing.T) {
 					switch rng.IntN(4) {
 					case 0:
 						clear(want)
-						_, err = im.Discard(off, n)
+						_, err = im.Discard(t.Context(), off, n)
 					case 1:
 						clear(want)
 						_, err = im.WriteAt(want, off)
@@ -135,7 +135,7 @@ func TestGenerations(t *testing.T) {
 						_, err = im.WriteAt(want, off)
 					case 3:
 						got := make([]byte, n)
-						if _, err = im.ReadStat(got, off); !bytes.Equal(got, want) {
+						if _, err = im.ReadStat(t.Context(), got, off); !bytes.Equal(got, want) {
 							t.Fatalf("generation %d: %d bytes at %d differ", generation, n, off)
 						}
 					}
@@ -170,12 +170,12 @@ func TestGenerations(t *testing.T) {
 func same(t *testing.T, im *Image, model []byte) {
 	t.Helper()
 	got := make([]byte, len(model))
-	if _, err := im.ReadStat(got, 0); err != nil || !bytes.Equal(got, model) {
+	if _, err := im.ReadStat(t.Context(), got, 0); err != nil || !bytes.Equal(got, model) {
 		t.Fatalf("image differs (%v)", err)
 	}
 	all := im.Zeros()
 	for b := range blocksOf(im.Size()) {
-		stat, err := im.ReadStat(got[:1], b*BlockSize)
+		stat, err := im.ReadStat(t.Context(), got[:1], b*BlockSize)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -223,7 +223,7 @@ func TestFullDisk(t *testing.T) {
 		t.Fatalf("writing 256 KB to 64 KB: %v", err)
 	}
 	got := make([]byte, len(model))
-	if _, err := im.ReadStat(got, 0); err != nil {
+	if _, err := im.ReadStat(t.Context(), got, 0); err != nil {
 		t.Fatal(err)
 	}
 	for b := range 64 {
@@ -249,7 +249,7 @@ func TestReadersAndWritersAtOnce(t *testing.T) {
 		wg.Go(func() {
 			got := make([]byte, im.Size())
 			for range 100 {
-				if _, err := im.ReadStat(got, 0); err != nil {
+				if _, err := im.ReadStat(t.Context(), got, 0); err != nil {
 					t.Error(err) // a checksum seen with other data would be one
 				}
 			}
@@ -263,7 +263,7 @@ func TestReadDoesNotAllocate(t *testing.T) {
 	private, _ := adopted(t, Memory, strings.Repeat("b000z", 12)+"0000", 0)
 	im := image(t, private, base)
 	buf := make([]byte, 32*BlockSize)
-	if n := testing.AllocsPerRun(100, func() { im.ReadStat(buf, 0); im.ReadStat(buf[:512], 1024) }); n != 0 {
+	if n := testing.AllocsPerRun(100, func() { im.ReadStat(t.Context(), buf, 0); im.ReadStat(t.Context(), buf[:512], 1024) }); n != 0 {
 		t.Errorf("%v allocations per read", n)
 	}
 }
@@ -277,7 +277,7 @@ func BenchmarkRead(b *testing.B) {
 			b.SetBytes(size)
 			b.ReportAllocs()
 			for i := int64(0); b.Loop(); i++ {
-				if _, err := im.ReadStat(buf, i*size%im.Size()); err != nil {
+				if _, err := im.ReadStat(b.Context(), buf, i*size%im.Size()); err != nil {
 					b.Fatal(err)
 				}
 			}

@@ -27,14 +27,14 @@ func TestFreezeRefusesWrites(t *testing.T) {
 	if _, err := im.WriteAt([]byte("c"), 0); !errors.Is(err, ErrReadOnly) {
 		t.Errorf("write: %v", err)
 	}
-	if _, err := im.Discard(0, BlockSize); !errors.Is(err, ErrReadOnly) {
+	if _, err := im.Discard(t.Context(), 0, BlockSize); !errors.Is(err, ErrReadOnly) {
 		t.Errorf("discard: %v", err)
 	}
 	if im.Writable() || top.Writable() {
 		t.Error("it says that it is writable")
 	}
 	got := make([]byte, 2*BlockSize)
-	if stat, err := im.ReadStat(got, 0); err != nil || stat != (Stat{Fetched: 2}) || got[0] != 'b' || got[BlockSize] != 'a' {
+	if stat, err := im.ReadStat(t.Context(), got, 0); err != nil || stat != (Stat{Fetched: 2}) || got[0] != 'b' || got[BlockSize] != 'a' {
 		t.Errorf("read: %+v, %v", stat, err)
 	}
 	if err := top.Seal(t.Context(), top.Path()+".map"); err != nil {
@@ -103,7 +103,7 @@ func TestRestackIsSeenWhole(t *testing.T) {
 					return
 				default:
 				}
-				if _, err := im.ReadStat(got, 0); err != nil || !uniform(got) {
+				if _, err := im.ReadStat(t.Context(), got, 0); err != nil || !uniform(got) {
 					t.Errorf("half of one stack and half of the other (%v)", err)
 					return
 				}
@@ -173,7 +173,7 @@ func FuzzForks(f *testing.F) {
 		lenders := map[*Slice]*lender{}
 		read := func(off, n int) {
 			got := make([]byte, n)
-			if _, err := im.ReadStat(got, int64(off)); err != nil || !bytes.Equal(got, model[off:off+n]) {
+			if _, err := im.ReadStat(t.Context(), got, int64(off)); err != nil || !bytes.Equal(got, model[off:off+n]) {
 				t.Fatalf("%d bytes at %d differ (%v)", n, off, err)
 			}
 		}
@@ -191,7 +191,7 @@ func FuzzForks(f *testing.F) {
 				}
 			case 1:
 				clear(model[off : off+n])
-				if _, err := im.Discard(int64(off), int64(n)); err != nil {
+				if _, err := im.Discard(t.Context(), int64(off), int64(n)); err != nil {
 					t.Fatal(err)
 				}
 			case 2, 3: // a fork; in 3, some of what was frozen is in a suspended process only

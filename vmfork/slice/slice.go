@@ -68,8 +68,9 @@ func (id *ID) UnmarshalText(text []byte) error {
 	return nil
 }
 
-// Slice is one layer of an image. It comes from Open or Seal, sealed; from Create, writable until it is frozen; or from
-// Adopt, frozen, with blocks that are somebody else's until Settle has copied them.
+// Slice is one layer of an image. It comes from Open or Seal, sealed; from Create, writable until it is frozen; from
+// Adopt, frozen, with blocks that are somebody else's until Settle has copied them; or from Far, frozen, with blocks that
+// are on another host until they are read.
 type Slice struct {
 	file *os.File
 	path string
@@ -79,12 +80,15 @@ type Slice struct {
 	size   int64 // bytes
 	blocks int64
 
-	created  bool          // by Create or Adopt: it has no map until Seal writes one
+	created  bool          // by Create, Adopt or Far: it has no map until Seal writes one
 	frozen   atomic.Bool   // never false again; set with mu
 	lending  atomic.Bool   // there are lent blocks; never true again; cleared with mu
 	settling chan struct{} // holds a token while a Settle runs; nil unless from Adopt
+	remote   bool          // from Far
 
-	mu     sync.RWMutex // guards what follows until the slice is frozen and lends nothing
+	away atomic.Pointer[distance] // blocks are on another host; nil again once all have come
+
+	mu     sync.RWMutex // guards what follows until the slice is frozen and lends nothing; a far slice's sums follow distance.here
 	stored *bitset.BitSet
 	zero   *bitset.BitSet // disjoint from stored
 	sums   []uint32       // CRC-32C by block; meaningful where stored
@@ -164,8 +168,9 @@ func (s *Slice) Count() (stored, zero int64) {
 }
 
 // Close closes the data file, and uses nothing that was lent any more once it returns. Images that hold the slice fail
-// from then on.
+// from then on, with os.ErrClosed, and so do reads that wait for another host.
 func (s *Slice) Close() error {
+	s.leave()
 	if s.lending.Load() {
 		s.mu.Lock()
 		s.from = nil
@@ -190,8 +195,9 @@ func (s *Slice) unlock(locked bool) {
 	}
 }
 
-// ReadBlocks reads len(dst)/BlockSize stored blocks from block first on and verifies each. It is for those who ask for
-// this slice and no other, as a server of slices does; anybody else reads an Image. A block that is not stored is
+// ReadBlocks reads len(dst)/BlockSize blocks from block first on and verifies each. It is for those who ask for this slice
+// and no other, as a server of slices does; anybody else reads an Image. Of a far slice, it brings those that have not
+// come. Zeros are answered like others, since a map that was sent (Map) may have them as stored. A block that is absent is
 // ErrAbsent.
 func (s *Slice) ReadBlocks(dst []byte, first int64) error {
 	n := int64(len(dst)) / BlockSize
@@ -201,18 +207,29 @@ func (s *Slice) ReadBlocks(dst []byte, first int64) error {
 	}
 	for n > 0 {
 		got, has, err := s.read(dst, first, n)
+		if err == errAwaited {
+			if gaps := s.gaps(nil, first, got); len(gaps) > 0 {
+				if err := errors.Join(bring(context.Background(), gaps)...); err != nil {
+					return err
+				}
+			}
+			continue
+		}
 		if err != nil {
 			return err
 		}
-		if has != stored {
+		switch has {
+		case absent:
 			return fmt.Errorf("read block %d of %s: %w", first, s.path, ErrAbsent)
+		case zeros:
+			clear(dst[:got*BlockSize])
 		}
 		dst, first, n = dst[got*BlockSize:], first+got, n-got
 	}
 	return nil
 }
 
-// Verify reads every stored block and returns the first error that it meets.
+// Verify reads every stored block and returns the first error that it meets. Of a far slice it reads those that have come.
 func (s *Slice) Verify(ctx context.Context) error {
 	buf := make([]byte, 1<<20)
 	for b := int64(0); b < s.blocks; {
@@ -220,6 +237,13 @@ func (s *Slice) Verify(ctx context.Context) error {
 			return fmt.Errorf("verify %s: %w", s.path, err)
 		}
 		n, _, err := s.read(buf, b, min(int64(len(buf))/BlockSize, s.blocks-b))
+		if err == errAwaited {
+			if n = s.come(b, n); n == 0 {
+				b++
+				continue
+			}
+			n, _, err = s.read(buf, b, n)
+		}
 		if err != nil {
 			return fmt.Errorf("verify slice: %w", err)
 		}
@@ -239,12 +263,18 @@ const (
 )
 
 // read answers for block first and for as many of the following, at most limit, as it can answer in the same way.
-// Stored blocks are read into dst and verified; otherwise dst is not touched.
+// Stored blocks are read into dst and verified; otherwise dst is not touched. If some of the n blocks are stored, but on
+// another host only, it reads none and the error is errAwaited.
 func (s *Slice) read(dst []byte, first, limit int64) (n int64, has state, err error) {
 	defer s.unlock(s.lock())
 	n, has = s.run(first, limit)
 	switch has {
 	case stored:
+		if d := s.away.Load(); d != nil {
+			if _, missing := d.lacks(s.stored, first, n); missing > 0 {
+				return n, has, errAwaited
+			}
+		}
 		err = s.readStored(dst[:n*BlockSize], first)
 	case lent:
 		n, has = min(n, pieceBlocks), stored

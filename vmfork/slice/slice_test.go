@@ -90,7 +90,7 @@ func TestSealKeepsContentAndMakesZerosHoles(t *testing.T) {
 				t.Errorf("stats %+v, want %+v", stats, c.want)
 			}
 			got := make([]byte, len(content))
-			stat, err := image(t, s).ReadStat(got, 0)
+			stat, err := image(t, s).ReadStat(t.Context(), got, 0)
 			if err != nil || !bytes.Equal(got, content) {
 				t.Fatalf("content differs after sealing (%v)", err)
 			}

@@ -51,10 +51,10 @@ func (s *Slice) Freeze() {
 	s.frozen.Store(true)
 }
 
-// Seal freezes a slice from Create, and writes the map of a slice from Create or Adopt to mapPath. It keeps its bitmaps:
+// Seal freezes a slice from Create, and writes the map of a slice from Create, Adopt or Far to mapPath. It keeps its bitmaps:
 // what was overwritten with zeros keeps hiding the slices below. It takes milliseconds whatever the size of the data,
 // since every write has left its checksum. After an error the slice is frozen and has no map; Seal can be tried again.
-// A slice with lent blocks has to be settled first.
+// A slice with lent blocks has to be settled first, and every block of a far one must have come.
 func (s *Slice) Seal(ctx context.Context, mapPath string) error {
 	if err := ctx.Err(); err != nil {
 		return fmt.Errorf("seal %s: %w", s.path, err)
@@ -65,6 +65,9 @@ func (s *Slice) Seal(ctx context.Context, mapPath string) error {
 	s.Freeze()
 	if s.lending.Load() {
 		return fmt.Errorf("seal %s: %d of its blocks are only lent: settle it first", s.path, s.Lent())
+	}
+	if n := s.Awaited(); n > 0 {
+		return fmt.Errorf("seal %s: %d of its blocks are still on another host", s.path, n)
 	}
 	// Nothing changes any more, so no lock is held over the writing.
 	m := &mapFile{kind: s.kind, id: s.id, size: s.size, stored: s.stored, zero: s.zero, sums: s.sums}
