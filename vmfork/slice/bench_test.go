@@ -2,10 +2,12 @@ package slice
 
 import (
 	"bytes"
+	"context"
 	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/bits-and-blooms/bitset"
@@ -101,4 +103,152 @@ func BenchmarkLentRead(b *testing.B) {
 			}
 		})
 	}
+}
+
+// BenchmarkFold folds 50 layers, of which each has every 50th block, two by two into one, and reads from before and after.
+func BenchmarkFold(b *testing.B) {
+	const blocks, depth = 1024, 50
+	base, _ := sealed(b, Memory, strings.Repeat("a", blocks), 0)
+	layers := []*Slice{base}
+	for i := range depth {
+		l := created(b, base.Size(), Memory)
+		for block := int64(i); block < blocks; block += depth {
+			if err := l.WriteBlocks(bytes.Repeat([]byte("b"), BlockSize), block); err != nil {
+				b.Fatal(err)
+			}
+		}
+		l.Freeze()
+		layers = append([]*Slice{l}, layers...)
+	}
+	read := func(name string, im *Image) {
+		for _, size := range []int64{4 << 10, 32 << 10, 128 << 10} {
+			b.Run(fmt.Sprintf("%s/size=%d", name, size), func(b *testing.B) {
+				buf := make([]byte, size)
+				for i := int64(0); b.Loop(); i++ {
+					if _, err := im.ReadStat(b.Context(), buf, i*size%im.Size()); err != nil {
+						b.Fatal(err)
+					}
+				}
+			})
+		}
+	}
+	im := image(b, layers...)
+	read("before", im)
+	for i := Foldable(im.Layers(), 1); i >= 0; i = Foldable(im.Layers(), 1) {
+		layers := im.Layers()
+		if err := im.Replace(layers[i], layers[i+1], folded(b, layers[i], layers[i+1])); err != nil {
+			b.Fatal(err)
+		}
+	}
+	read(fmt.Sprintf("after-%d-layers", len(im.Layers())), im)
+	for _, pattern := range []string{"b", "b0"} {
+		upper := layer(b, Memory, strings.Repeat(pattern, 32<<20/BlockSize/len(pattern)), 0)
+		lower := layer(b, Memory, strings.Repeat("c", 32<<20/BlockSize), 0)
+		b.Run("copy-32MB-of-"+pattern, func(b *testing.B) {
+			b.SetBytes(32 << 20)
+			for i := 0; b.Loop(); i++ {
+				path := filepath.Join(b.TempDir(), fmt.Sprint(i))
+				s, err := Fold(b.Context(), path, upper, lower)
+				if err != nil {
+					b.Fatal(err)
+				}
+				s.Close()
+				os.Remove(path)
+			}
+		})
+	}
+}
+
+// BenchmarkFar reads a slice of another host: complete; with all that is read here, but not complete; and with everything
+// yet to come, from a host that is infinitely near.
+func BenchmarkFar(b *testing.B) {
+	const blocks = 4096
+	origin, content := sealed(b, Memory, strings.Repeat("a", blocks+1), 0)
+	for _, content := range [][]byte{content, content[BlockSize:]} {
+		s, _ := far(b, origin)
+		if err := s.Arrive(content, s.Blocks()-int64(len(content)/BlockSize)); err != nil {
+			b.Fatal(err)
+		}
+		name := map[int64]string{0: "complete", 1: "all-but-one"}[s.Awaited()]
+		im := image(b, s)
+		for _, size := range []int64{4 << 10, 32 << 10, 128 << 10} {
+			b.Run(fmt.Sprintf("%s/size=%d", name, size), func(b *testing.B) {
+				buf := make([]byte, size)
+				b.ReportAllocs()
+				for i := int64(0); b.Loop(); i++ {
+					if _, err := im.ReadStat(b.Context(), buf, BlockSize+i*size%(blocks*BlockSize)); err != nil {
+						b.Fatal(err)
+					}
+				}
+			})
+		}
+	}
+	for _, size := range []int64{4 << 10, 32 << 10, 128 << 10} {
+		b.Run(fmt.Sprintf("brought/size=%d", size), func(b *testing.B) {
+			buf := make([]byte, size)
+			b.ReportAllocs()
+			var im *Image
+			for i := int64(0); b.Loop(); i++ {
+				off := i * size % (blocks * BlockSize)
+				if off == 0 {
+					b.StopTimer()
+					s, e := far(b, origin)
+					s.away.Load().bring = func(_ context.Context, first, n int64) error {
+						return s.Arrive(content[first*BlockSize:(first+n)*BlockSize], first)
+					}
+					e.requests()
+					im = image(b, s)
+					b.StartTimer()
+				}
+				if _, err := im.ReadStat(b.Context(), buf, off); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
+}
+
+// BenchmarkArrive takes blocks that come, in order, from one goroutine and from all, and duplicates.
+func BenchmarkArrive(b *testing.B) {
+	const blocks = 16 << 20 / BlockSize
+	origin, content := sealed(b, Memory, strings.Repeat("a", blocks), 0)
+	for _, size := range []int64{1, 32, 256} {
+		for _, workers := range []int{1, 4} {
+			b.Run(fmt.Sprintf("blocks=%d/workers=%d", size, workers), func(b *testing.B) {
+				b.SetBytes(blocks * BlockSize)
+				for b.Loop() {
+					b.StopTimer()
+					s, _ := far(b, origin)
+					b.StartTimer()
+					var wg sync.WaitGroup
+					for w := range workers {
+						wg.Go(func() {
+							for first := int64(w) * size; first < blocks; first += size * int64(workers) {
+								if err := s.Arrive(content[first*BlockSize:(first+size)*BlockSize], first); err != nil {
+									b.Error(err)
+								}
+							}
+						})
+					}
+					wg.Wait()
+					b.StopTimer()
+					s.Close()
+					os.Remove(s.Path())
+					b.StartTimer()
+				}
+			})
+		}
+	}
+	s, _ := far(b, origin)
+	if err := s.Arrive(content[BlockSize:], 1); err != nil {
+		b.Fatal(err)
+	}
+	b.Run("duplicates", func(b *testing.B) {
+		b.SetBytes(32 * BlockSize)
+		for b.Loop() {
+			if err := s.Arrive(content[:32*BlockSize], 64); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
 }
