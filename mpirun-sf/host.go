@@ -283,10 +283,11 @@ func (j *host) reportCounters(ctx context.Context) {
 	if tui.level < verbose {
 		return
 	}
-	n, err := j.daemon.Counters(ctx)
+	c, err := j.daemon.Counters(ctx)
 	if err != nil {
 		return
 	}
+	n := c.Total()
 	kb := func(n int64) float64 { return float64(n) / 1024 }
 	tui.Detail("memory: %d reads, %.0f KB fetched, %.0f KB pushed ahead, %d zero pages answered without a fetch, median %v, 99th percentile %v",
 		n.Memory.Reads, kb(n.Memory.BytesFetched), kb(n.Memory.BytesPushed), n.Memory.ZeroBlocks, n.Memory.Latency.Percentile(50), n.Memory.Latency.Percentile(99))

@@ -158,11 +158,13 @@ func (v *vm) fork(ctx context.Context) (f forked, err error) {
 		return f, err
 	}
 	// All that was written is counted at once, when it is copied.
-	for now := before; now.Copied == before.Copied && f.dirtied > 0; time.Sleep(5 * time.Millisecond) {
-		if now, err = v.daemon.Counters(ctx); err != nil {
+	for f.dirtied > 0 && f.copied == 0 {
+		time.Sleep(5 * time.Millisecond)
+		now, err := v.daemon.Counters(ctx)
+		if err != nil {
 			return f, fmt.Errorf("wait until %d pages are copied: %w", f.dirtied, err)
 		}
-		f.copied = now.Copied - before.Copied
+		f.copied = now.Total().Copied - before.Total().Copied
 	}
 	if _, err = v.api.Do(ctx, api.NewRequest(api.Kill, "ticket", t.ID)); err != nil {
 		return f, fmt.Errorf("kill the child: %w", err)

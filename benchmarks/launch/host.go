@@ -98,6 +98,7 @@ func (h *host) run(ctx context.Context, argv ...string) (time.Duration, error) {
 
 // fetched is what all clones together have fetched so far, in bytes.
 func (h *host) fetched(ctx context.Context) (int64, error) {
-	n, err := h.daemon.Counters(ctx)
+	c, err := h.daemon.Counters(ctx)
+	n := c.Total()
 	return n.Memory.BytesFetched + n.Memory.BytesPushed + n.Disks.BytesFetched, err
 }

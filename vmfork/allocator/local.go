@@ -50,35 +50,22 @@ func (l Local) reserve(job string, d Demand) (*Grant, error) {
 	if job == "" || job != filepath.Base(job) || strings.HasPrefix(job, ".") {
 		return nil, fmt.Errorf("%q cannot be the name of a job", job)
 	}
-	if err := os.MkdirAll(l.Dir, 0o755); err != nil {
-		return nil, err
-	}
-	folder, err := l.lock()
+	folder, free, all, err := l.look()
 	if err != nil {
 		return nil, err
 	}
 	defer folder.Close()
-	available, err := available()
-	if err != nil {
-		return nil, err
-	}
-	all, err := l.living()
-	if err != nil {
-		return nil, err
-	}
-	var reserved int64
 	cores := runtime.NumCPU()
 	left := math.MaxInt
 	if d.Strict {
 		left = cores
 	}
 	for _, r := range all {
-		reserved += r.Memory
 		if d.Strict && r.Job == job {
 			left -= r.VCPUs
 		}
 	}
-	g := &Grant{Cores: cores, Free: max(0, available-reserved), Each: d.Memory + Overhead}
+	g := &Grant{Cores: cores, Free: free, Each: d.Memory + Overhead}
 	g.VCPUs = d.divide(g.Free/g.Each, left)
 	g.Clones = len(g.VCPUs)
 	if g.Clones == 0 {
@@ -94,6 +81,40 @@ func (l Local) reserve(job string, d Demand) (*Grant, error) {
 	}
 	g.file.Store(f)
 	return g, nil
+}
+
+// Room is what this machine has for clones now. Somebody else may take it before
+// it is reserved.
+func (l Local) Room() (Room, error) {
+	folder, free, _, err := l.look()
+	if err != nil {
+		return Room{}, fmt.Errorf("look for memory: %w", err)
+	}
+	folder.Close()
+	return Room{CPUs: runtime.NumCPU(), Free: free}, nil
+}
+
+// look says how much memory could be given to clones, in bytes, and which
+// reservations there are. The folder's lock is the caller's to close.
+func (l Local) look() (folder *os.File, free int64, all []reservation, err error) {
+	if err := os.MkdirAll(l.Dir, 0o755); err != nil {
+		return nil, 0, nil, err
+	}
+	if folder, err = l.lock(); err != nil {
+		return nil, 0, nil, err
+	}
+	free, err = available()
+	if err == nil {
+		all, err = l.living()
+	}
+	if err != nil {
+		folder.Close()
+		return nil, 0, nil, err
+	}
+	for _, r := range all {
+		free -= r.Memory
+	}
+	return folder, max(0, free), all, nil
 }
 
 // enter writes a reservation, under the first serial that is free. The caller

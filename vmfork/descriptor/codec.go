@@ -12,6 +12,8 @@ import (
 
 	"github.com/bits-and-blooms/bitset"
 	"github.com/klauspost/compress/zstd"
+
+	"github.com/mpirun-sf/mpirun-sf/vmfork/slice"
 )
 
 // Write writes the descriptor to w, in many small writes: buffer what is slow.
@@ -29,15 +31,23 @@ func Write(w io.Writer, d *Descriptor) error {
 	if err != nil {
 		return fmt.Errorf("write descriptor: %w", err)
 	}
-	s, err := newSectionWriter(w)
-	for _, sec := range []struct {
+	type section struct {
 		kind    uint32
 		content []byte
-	}{
-		{sectionMetadata, metadata},
-		{sectionZeroPages, zeroPages},
-		{sectionDeviceState, d.DeviceState},
-	} {
+	}
+	sections := []section{{sectionMetadata, metadata}, {sectionZeroPages, zeroPages}, {sectionDeviceState, d.DeviceState}}
+	for _, m := range d.Maps {
+		content, err := m.MarshalBinary()
+		if err != nil {
+			return fmt.Errorf("write descriptor: %w", err)
+		}
+		sections = append(sections, section{sectionMap, content})
+	}
+	if len(d.WorkingSet) > 0 {
+		sections = append(sections, section{sectionWorkingSet, d.WorkingSet})
+	}
+	s, err := newSectionWriter(w)
+	for _, sec := range sections {
 		if uint64(len(sec.content)) > limits[sec.kind] {
 			return fmt.Errorf("write descriptor: section of type %d has %d bytes, more than %d", sec.kind, len(sec.content), limits[sec.kind])
 		}
@@ -68,7 +78,7 @@ func Read(r io.Reader) (*Descriptor, error) {
 		if err != nil {
 			return nil, err
 		}
-		if kind != sectionEnd && (seen[kind] || seen[sectionMetadata] == (kind == sectionMetadata)) {
+		if kind != sectionEnd && (seen[kind] && kind != sectionMap || seen[sectionMetadata] == (kind == sectionMetadata)) {
 			return nil, corrupt("section %d of type %d comes twice or before the metadata", s.count, kind)
 		}
 		seen[kind] = true
@@ -79,6 +89,14 @@ func Read(r io.Reader) (*Descriptor, error) {
 			d.ZeroPages, err = unpackBitmap(content, d.Memory/PageSize)
 		case sectionDeviceState:
 			d.DeviceState = content
+		case sectionMap:
+			var m slice.Map
+			if err := m.UnmarshalBinary(content); err != nil {
+				return nil, corrupt("map %d: %v", len(d.Maps), err)
+			}
+			d.Maps = append(d.Maps, m)
+		case sectionWorkingSet:
+			d.WorkingSet = content
 		case sectionEnd:
 			if !seen[sectionMetadata] || !seen[sectionZeroPages] || !seen[sectionDeviceState] {
 				return nil, corrupt("one of its sections is missing")

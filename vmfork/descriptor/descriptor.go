@@ -36,6 +36,12 @@ type Descriptor struct {
 
 	ZeroPages   *bitset.BitSet `json:"-"` // by page of the memory image; never fetched (section 3.4)
 	DeviceState []byte         `json:"-"` // the hypervisor's, opaque
+
+	// What a descriptor has that goes to other hosts, and one that stays where its
+	// slices are has not.
+	Maps       []slice.Map `json:"-"`                 // of the memory image's slices, then of the disks', in their order
+	Origins    []int       `json:"origins,omitempty"` // for each of them, the number of the host that has it
+	WorkingSet []byte      `json:"-"`                 // the blocks that are likely to be read first: a memtap.Trace
 }
 
 // Hypervisor says who wrote the device state. It can be restored by the same one, with the same machine type and
@@ -91,9 +97,22 @@ func (d *Descriptor) Validate() error {
 		}
 		end = r.Start + r.Size
 	}
+	var ids []slice.ID
+	var sizes []int64
 	for _, im := range append([]Image{d.MemoryImage}, d.Disks...) {
 		if im.Name == "" || im.Size <= 0 || len(im.Slices) == 0 {
 			return fmt.Errorf("its image %q of %d bytes in %d slices cannot be", im.Name, im.Size, len(im.Slices))
+		}
+		for _, id := range im.Slices {
+			ids, sizes = append(ids, id), append(sizes, im.Size)
+		}
+	}
+	if len(d.Maps) != len(d.Origins) || len(d.Maps) != 0 && len(d.Maps) != len(ids) {
+		return fmt.Errorf("it has %d maps and %d origins for %d slices", len(d.Maps), len(d.Origins), len(ids))
+	}
+	for i, m := range d.Maps {
+		if m.ID != ids[i] || m.Size != sizes[i] {
+			return fmt.Errorf("its map %d is of slice %v of %d bytes instead of %v of %d", i, m.ID, m.Size, ids[i], sizes[i])
 		}
 	}
 	return nil

@@ -17,7 +17,8 @@
 //	trailer: 0 (u32), CRC-32C of everything before it (u32), number of sections (u64)
 //
 // Section 1 is the metadata as JSON, and is the first one. Section 2 is the bitmap of zero pages, a bit for each page of
-// memory, compressed with zstd. Section 3 is the device state. A type with its highest bit set is optional: a reader that
+// memory, compressed with zstd. Section 3 is the device state. A descriptor for other
+// hosts has a section 4 for each slice, what the slice knows of each of its blocks, and may have a working set. A type with its highest bit set is optional: a reader that
 // does not know it skips it. One without it is not, and such a descriptor is ErrNewer.
 //
 // # Hostile input

@@ -22,6 +22,8 @@ const (
 	sectionMetadata    uint32 = 1
 	sectionZeroPages   uint32 = 2
 	sectionDeviceState uint32 = 3
+	sectionMap         uint32 = 4 // one for each slice
+	sectionWorkingSet  uint32 = 5 | optional
 	optional           uint32 = 1 << 31
 )
 
@@ -30,6 +32,8 @@ var limits = map[uint32]uint64{
 	sectionMetadata:    1 << 20,
 	sectionZeroPages:   MaxMemory/PageSize/8 + 1<<20, // compressed, yet it may be incompressible
 	sectionDeviceState: 256 << 20,
+	sectionMap:         MaxMemory/PageSize/4 + 1<<20, // two bitmaps, compressed
+	sectionWorkingSet:  16 << 20,
 }
 
 const (

@@ -4,13 +4,13 @@ import (
 	"context"
 	"fmt"
 	"maps"
-	"net"
 	"slices"
 	"strconv"
 	"strings"
 
 	"github.com/mpirun-sf/mpirun-sf/vmfork/agent"
 	"github.com/mpirun-sf/mpirun-sf/vmfork/api"
+	"github.com/mpirun-sf/mpirun-sf/vmfork/carrier"
 )
 
 // The VM fork API (table I of the paper), as processes in VMs and on the host
@@ -23,27 +23,6 @@ type checkpoint struct {
 	of         *machine
 	call       string // the one in the VM that asked for it, whose copies return in clones
 }
-
-// serveCalls answers the calls that come from a VM.
-func (e *Engine) serveCalls(m *machine, session *agent.Session) {
-	for {
-		conn, err := session.Accept()
-		if err != nil {
-			return // the VM is gone
-		}
-		go func() {
-			call, err := agent.ReadCallName(conn)
-			if err != nil {
-				conn.Close()
-				return
-			}
-			api.ServeConn(e.ctx, conn, caller{e, m, call})
-		}()
-	}
-}
-
-// serveHost answers calls that have the host's authority.
-func (e *Engine) serveHost(conn net.Conn) { api.ServeConn(e.ctx, conn, caller{e, nil, ""}) }
 
 // caller is who calls.
 type caller struct {
@@ -73,7 +52,7 @@ func (c caller) do(ctx context.Context, r api.Request) (reply api.Reply, err err
 	case api.List:
 		return e.list(), nil
 	case api.RequestTicket:
-		return c.requestTicket(r, target)
+		return c.requestTicket(ctx, r, target)
 	case api.Exit:
 		if target.grant == nil {
 			return reply, refuse("%s is no clone: only clones exit", target.Name)
@@ -152,7 +131,7 @@ func (c caller) do(ctx context.Context, r api.Request) (reply api.Reply, err err
 }
 
 // withTimes adds what a fork cost, for whoever measures it.
-func withTimes(r api.Reply, f Frozen, c *Cloned) api.Reply {
+func withTimes(r api.Reply, f carrier.Frozen, c *Cloned) api.Reply {
 	add := func(key string, n int64) {
 		r.Args = append(r.Args, api.Arg{Key: key, Value: strconv.FormatInt(n, 10)})
 	}
@@ -235,18 +214,18 @@ func (c caller) checkpoint(r api.Request) (*checkpoint, error) {
 	return k, nil
 }
 
-func (c caller) requestTicket(r api.Request, target *machine) (reply api.Reply, err error) {
+func (c caller) requestTicket(ctx context.Context, r api.Request, target *machine) (reply api.Reply, err error) {
 	e := c.e
 	d := demand{clones: r.Int("clones", 1), vcpus: r.Int("vcpus", 1), hierarchical: r.Int("hierarchical", 0) == 1}
 	if d.vcpus > e.shape.VCPUs {
 		return reply, &api.Error{Kind: api.KindInvalid, Text: fmt.Sprintf("%d virtual CPUs are more than the %d that %s was made with", d.vcpus, e.shape.VCPUs, target.Name)}
 	}
-	g, err := e.request(c.m, d, e.shape.VCPUs, e.shape.Memory)
+	g, err := e.request(ctx, c.m, d, e.shape.VCPUs, e.shape.Memory)
 	if err != nil {
 		return reply, err
 	}
 	if len(g.ticket.Clones) == 0 {
-		return reply, &api.Error{Kind: api.KindResources, Text: fmt.Sprintf("no clone of %d MB fits into the %d MB that are free on %s", g.reserved.Each>>20, g.reserved.Free>>20, e.host)}
+		return reply, &api.Error{Kind: api.KindResources, Text: fmt.Sprintf("no clone of %d MB fits into the %d MB that are free on %s", g.room.Each>>20, g.room.Free>>20, e.where())}
 	}
 	// The fork is likely soon: what takes long is begun.
 	s := e.succeed(target)
@@ -262,14 +241,13 @@ func (c caller) requestTicket(r api.Request, target *machine) (reply api.Reply, 
 // warmUpFor starts the hypervisors of a ticket's clones over the generation
 // that a VM's next fork will make, unless the ticket is used by now.
 func (e *Engine) warmUpFor(g *grant, of *machine, s *successor) {
-	below := of.disk.Layers()[1:]
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if g.gone || g.used || of.ended || of.successor != s {
+	if g.gone || g.used || of.ended || of.next != s {
 		return
 	}
-	for _, who := range g.ticket.Clones {
-		e.warmUpLocked(g, who, s.generation, below)
+	for i := range g.ticket.Clones {
+		e.warmUpLocked(g, i, s.generation)
 	}
 }
 

@@ -7,7 +7,6 @@ import (
 
 	"github.com/mpirun-sf/mpirun-sf/vmfork/agent"
 	"github.com/mpirun-sf/mpirun-sf/vmfork/api"
-	"github.com/mpirun-sf/mpirun-sf/vmfork/slice"
 )
 
 func TestOwns(t *testing.T) {
@@ -112,7 +111,7 @@ func taken(e *Engine, member int) {
 func TestFirstVM(t *testing.T) {
 	e, d := testEngine(t)
 	startVM(t, e)
-	if err := (&service{e, e.ctx}).StartVM(VMArgs{VCPUs: 1, Limit: time.Second}, &VMStarted{}); err == nil || err.Error() != "the job has its first VM already" {
+	if err := (&service{e: e, ctx: e.ctx}).StartVM(VMArgs{VCPUs: 1, Limit: time.Second}, &VMStarted{}); err == nil || err.Error() != "the job has its first VM already" {
 		t.Errorf("a second first VM: %v", err)
 	}
 	d.process(t, "parent", "ok id=0", api.Whoami)
@@ -123,65 +122,5 @@ func TestFirstVM(t *testing.T) {
 	other := e.identity(e.machines[0], agent.Fork{})
 	if len(id.Seed) != 64 || string(id.Seed) == string(other.Seed) || id.BootID == other.BootID || id.MachineID == other.MachineID || string(id.Session) == string(other.Session) {
 		t.Errorf("identities are not unique: %+v %+v", id.BootID, other.BootID)
-	}
-}
-
-// A slice is closed with the last generation that has it, and not before.
-func TestGenerationsSlices(t *testing.T) {
-	e, _ := testEngine(t)
-	image := func(layers ...*slice.Slice) *slice.Image {
-		i, err := slice.NewImage(layers...)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return i
-	}
-	generation := func(memory *slice.Image, disk ...*slice.Slice) *generation {
-		g, err := e.expectGeneration()
-		if err != nil {
-			t.Fatal(err)
-		}
-		e.freezeGeneration(g, []byte("state of x"), disk)
-		if memory != nil {
-			if err := e.deliverMemory(g, memory); err != nil {
-				t.Fatal(err)
-			}
-		}
-		return g
-	}
-	m0, m1, d0, d1, d2 := frozen(t, 1<<20, slice.Memory), frozen(t, 1<<20, slice.Memory), frozen(t, 1<<20, slice.Disk), frozen(t, 1<<20, slice.Disk), frozen(t, 1<<20, slice.Disk)
-	a := generation(image(m0), d0)
-	b := generation(image(m1, m0), d1, d0)
-	c := generation(nil, d2, d0) // whose fork failed before its memory was known
-	check := func(when string, closed ...*slice.Slice) {
-		t.Helper()
-		want := map[*slice.Slice]bool{}
-		for _, s := range closed {
-			want[s] = true
-		}
-		for name, s := range map[string]*slice.Slice{"m0": m0, "m1": m1, "d0": d0, "d1": d1, "d2": d2} {
-			if got := isClosed(t, s); got != want[s] {
-				t.Errorf("%s: %s is closed: %v", when, name, got)
-			}
-		}
-	}
-	check("with all")
-	e.retain(a)
-	e.release(a)
-	check("with all again")
-	e.release(a)
-	check("without the first")
-	if _, err := e.tap.Remove(a.name); err == nil {
-		t.Error("memtap has it still")
-	}
-	e.release(c)
-	check("without the third", d2)
-	e.release(b)
-	check("without any", d2, d1, d0, m1, m0)
-	if len(e.layers) != 3 { // of the booted guest
-		t.Errorf("%d slices are counted", len(e.layers))
-	}
-	if isClosed(t, e.booted.disk[0]) {
-		t.Error("the booted guest's slices are closed")
 	}
 }

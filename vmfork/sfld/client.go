@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/mpirun-sf/mpirun-sf/vmfork/agent"
+	"github.com/mpirun-sf/mpirun-sf/vmfork/link"
 	"github.com/mpirun-sf/mpirun-sf/vmfork/share"
 	"github.com/mpirun-sf/mpirun-sf/vmfork/ticket"
 )
@@ -119,6 +120,19 @@ func (c *Client) call(ctx context.Context, method string, args, reply any) error
 	case <-ctx.Done():
 		return ctx.Err()
 	}
+}
+
+// Key is the fingerprint of the key by which other daemons know this job's.
+func (c *Client) Key(ctx context.Context) (link.Fingerprint, error) {
+	var k KeyReply
+	err := c.call(ctx, "Key", 0, &k)
+	return k.Fingerprint, err
+}
+
+// Join has the job carried by other hosts too, whose daemons wait for it. It
+// comes before the first ticket.
+func (c *Client) Join(ctx context.Context, args JoinArgs) error {
+	return c.call(ctx, "Join", args, new(int))
 }
 
 // Prepare finds or makes what clones are copies of.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -12,7 +13,6 @@ import (
 
 	"github.com/mpirun-sf/mpirun-sf/vmfork/agent"
 	"github.com/mpirun-sf/mpirun-sf/vmfork/network"
-	"github.com/mpirun-sf/mpirun-sf/vmfork/slice"
 	"github.com/mpirun-sf/mpirun-sf/vmfork/ticket"
 )
 
@@ -26,14 +26,12 @@ type warmed struct {
 	err     error
 }
 
-// processLimit is how long a hypervisor process may take to start.
-const processLimit = time.Minute
-
-// warmUp begins to start a clone's hypervisor process over a generation, which
-// the caller holds, and above the disk layers of that. One that is started
-// already is good if it is over the same generation, and is ended otherwise. For
-// a grant that is discarded nothing is started, for nobody would end it.
-func (e *Engine) warmUp(t *grant, who ticket.Clone, g *generation, below []*slice.Slice) *warmed {
+// warmUp begins to start the hypervisor process of a grant's clone over a
+// generation. One that is started already is good if it is over the same
+// generation, and is ended otherwise. For a grant that is discarded nothing is
+// started, for nobody would end it.
+func (e *Engine) warmUp(t *grant, i int, g *generation) *warmed {
+	who := t.ticket.Clones[i]
 	e.mu.Lock()
 	if w := e.warm[who.Member]; w != nil && w.base != g {
 		e.mu.Unlock()
@@ -41,10 +39,11 @@ func (e *Engine) warmUp(t *grant, who ticket.Clone, g *generation, below []*slic
 		e.mu.Lock()
 	}
 	defer e.mu.Unlock()
-	return e.warmUpLocked(t, who, g, below)
+	return e.warmUpLocked(t, i, g)
 }
 
-func (e *Engine) warmUpLocked(t *grant, who ticket.Clone, g *generation, below []*slice.Slice) *warmed {
+func (e *Engine) warmUpLocked(t *grant, i int, g *generation) *warmed {
+	who, host := t.ticket.Clones[i], t.at[i]
 	if w := e.warm[who.Member]; w != nil {
 		return w
 	}
@@ -59,14 +58,12 @@ func (e *Engine) warmUpLocked(t *grant, who ticket.Clone, g *generation, below [
 	e.background.Go(func() {
 		defer close(w.done)
 		defer e.release(g)
-		ctx, cancel := context.WithTimeout(e.ctx, processLimit)
-		defer cancel()
-		if w.err = e.starts.Acquire(ctx, 1); w.err != nil {
-			w.err = fmt.Errorf("start a hypervisor for %s: wait for others to start: %w", who.Name, w.err)
+		if w.err = e.expect(e.ctx, g, host); w.err != nil {
 			return
 		}
-		defer e.starts.Release(1)
-		w.machine, w.err = e.newMachine(ctx, who, g, below)
+		if w.err = host.Prepare(e.ctx, who, g.name, e.disk); w.err == nil {
+			w.machine = e.newMachine(who, host, g)
+		}
 	})
 	return w
 }
@@ -90,14 +87,24 @@ func (e *Engine) cool(member int) {
 func (e *Engine) clones(ctx context.Context, t *grant, g *generation, parent *machine, fork agent.Fork) (*Cloned, error) {
 	began := time.Now()
 	result := &Cloned{Running: map[int]time.Duration{}, Ready: map[int]time.Duration{}, CPU: map[int]time.Duration{}}
-	for _, who := range t.ticket.Clones {
-		e.warmUp(t, who, g, g.disk)
+	var sites []*site // that carry some of them
+	for i, s := range t.at {
+		e.warmUp(t, i, g)
+		if !slices.Contains(sites, s) {
+			sites = append(sites, s)
+		}
+	}
+	if err := e.place(ctx, t); err != nil {
+		return nil, err
+	}
+	if err := e.bring(ctx, g, sites); err != nil {
+		return nil, err
 	}
 	var mu sync.Mutex // guards result
 	group, each := errgroup.WithContext(ctx)
-	for _, who := range t.ticket.Clones {
+	for i, who := range t.ticket.Clones {
 		group.Go(func() error {
-			w := e.warmUp(t, who, g, g.disk)
+			w := e.warmUp(t, i, g)
 			select {
 			case <-w.done:
 			case <-each.Done():
@@ -108,7 +115,8 @@ func (e *Engine) clones(ctx context.Context, t *grant, g *generation, parent *ma
 			}
 			m := w.machine
 			m.grant, m.parent = t, parent
-			times, err := e.start(each, m, fork, began)
+			waited := time.Since(began)
+			s, err := e.start(each, m, fork)
 			if err != nil {
 				return err
 			}
@@ -117,7 +125,7 @@ func (e *Engine) clones(ctx context.Context, t *grant, g *generation, parent *ma
 			t.clones[who.ID] = m
 			e.mu.Unlock()
 			mu.Lock()
-			result.Running[who.ID], result.Ready[who.ID], result.CPU[who.ID] = times.running, times.ready, times.cpu
+			result.Running[who.ID], result.Ready[who.ID], result.CPU[who.ID] = waited+s.Running, waited+s.Ready, s.CPU
 			mu.Unlock()
 			return nil
 		})
@@ -155,10 +163,8 @@ func (e *Engine) introduce(parent *machine, t ticket.Ticket) error {
 	for _, c := range t.Clones {
 		members = append(members, e.plan.Member(c.Member))
 	}
-	parent.orders.Lock()
-	defer parent.orders.Unlock()
-	if err := parent.agent.Members(ctx, members); err != nil && !e.isEnded(parent) {
-		return fmt.Errorf("%s: %w", parent.Name, err)
+	if err := parent.host.Introduce(ctx, parent.Member, members); err != nil && !e.isEnded(parent) {
+		return err
 	}
 	return nil
 }

@@ -4,56 +4,47 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"os"
-	"path/filepath"
-	"runtime"
 	"sync"
 
-	"github.com/rs/zerolog"
-	"golang.org/x/sync/semaphore"
-
-	"github.com/mpirun-sf/mpirun-sf/vmfork/allocator"
-	"github.com/mpirun-sf/mpirun-sf/vmfork/guest"
+	"github.com/mpirun-sf/mpirun-sf/vmfork/api"
+	"github.com/mpirun-sf/mpirun-sf/vmfork/carrier"
 	"github.com/mpirun-sf/mpirun-sf/vmfork/hypervisor"
-	"github.com/mpirun-sf/mpirun-sf/vmfork/hypervisor/qemu"
-	"github.com/mpirun-sf/mpirun-sf/vmfork/memtap"
 	"github.com/mpirun-sf/mpirun-sf/vmfork/network"
 	"github.com/mpirun-sf/mpirun-sf/vmfork/share"
 	"github.com/mpirun-sf/mpirun-sf/vmfork/slice"
 )
 
-// Engine is a job on this machine.
+// Engine is a job: it says what is to be made, and hosts carry it.
 type Engine struct {
 	ctx    context.Context // the job's life
 	opts   Options
 	self   string // path of this program
-	host   string // name of this machine
 	notify func(Notice)
 	plan   network.Plan
-	starts *semaphore.Weighted // hypervisor processes that start at once
 
-	accel  func() (qemu.Accel, error) // the probe, run once, begun early
-	net    *network.Network
-	tap    *memtap.Tap
-	driver hypervisor.Driver
-	image  *guest.Image
+	local *carrier.Carrier // this host, which the first VM is on
+	mesh  *mesh            // connects the hosts, nil while there is one
+
 	booted *generation // the checkpoint of the booted guest
 	shape  hypervisor.Shape
+	disk   int64 // bytes of a machine's disk
 
 	background sync.WaitGroup // what goes on beside the calls, until ctx ends
 
 	mu          sync.Mutex // guards all below, and what says so in machines, grants and generations
+	hosts       []*site    // by number; hosts that carry clones have slots
 	taken       map[int]bool
 	warm        map[int]*warmed // by member
 	machines    map[int]*machine
 	grants      map[string]*grant
 	checkpoints map[string]*checkpoint
-	layers      map[*slice.Slice]int // how many generations and disks have each
+	layers      map[slice.ID]*placed // of all generations
 	shares      []*share.Server
-	first       *allocator.Grant // of the first VM, nil before there is one
+	first       string // the reservation of the first VM, "" before there is one
 	closed      bool
-	serial      int   // of names
-	copied      int64 // bytes of dirtied pages, by all forks
+	serial      int // of names
 }
 
 // newEngine begins a job in the namespaces that settle made.
@@ -64,44 +55,66 @@ func newEngine(ctx context.Context, opts Options, notify func(Notice)) (*Engine,
 	}
 	host, _ := os.Hostname()
 	e := &Engine{
-		ctx: ctx, opts: opts, self: self, host: host, notify: notify,
-		plan:   network.NewPlan(opts.Job),
-		starts: semaphore.NewWeighted(int64(2 * runtime.NumCPU())),
-		taken:  map[int]bool{}, warm: map[int]*warmed{}, machines: map[int]*machine{},
-		grants: map[string]*grant{}, checkpoints: map[string]*checkpoint{}, layers: map[*slice.Slice]int{},
+		ctx: ctx, opts: opts, self: self, notify: notify,
+		plan:  network.NewPlan(opts.Job),
+		taken: map[int]bool{}, warm: map[int]*warmed{}, machines: map[int]*machine{},
+		grants: map[string]*grant{}, checkpoints: map[string]*checkpoint{}, layers: map[slice.ID]*placed{},
 	}
-	e.accel = sync.OnceValues(func() (qemu.Accel, error) {
-		switch accel := qemu.Accel(opts.Accel); accel {
-		case qemu.TCG:
-			return accel, nil
-		case qemu.KVM: // as asked, but a guest that crawls needs a reason
-			_, reason := qemu.Probe(ctx)
-			return accel, reason
-		}
-		return qemu.Probe(ctx)
+	e.local, err = carrier.New(ctx, carrier.Config{
+		Job: opts.Job, Host: host, Dir: jobDir, Scratch: opts.Cache, Reservations: jobsDir,
+		Plan: e.plan, Window: opts.Window, Events: events{e, 0},
 	})
-	go e.accel()
-	if e.net, err = network.Create(ctx, e.plan); err != nil {
+	if err != nil {
 		return nil, err
 	}
-	mount := filepath.Join(jobDir, "memtap")
-	if err := os.Mkdir(mount, 0o700); err != nil {
-		return nil, fmt.Errorf("begin a job: %w", err)
+	if opts.Accel != "tcg" {
+		e.local.Probe()
 	}
-	if e.tap, err = memtap.Mount(ctx, mount, memtap.Options{Window: opts.Window, Logger: zerolog.Nop()}); err != nil {
-		return nil, err
-	}
+	e.hosts = []*site{{Host: e.local, carries: true}}
 	return e, nil
 }
 
-// scratch is a file beside the image for what only this job has: the writes of
-// a disk, the dirtied pages of a fork. It has a name only for as long as it
-// takes to open it, and its space goes with the job.
-func (e *Engine) scratch(open func(path string) (*slice.Slice, error)) (*slice.Slice, error) {
-	path := filepath.Join(e.image.Dir, fmt.Sprintf("%s%s-%d", tmpFiles, e.opts.Job, e.number()))
-	defer os.Remove(path)
-	return open(path)
+// events are what a host tells of its own accord.
+type events struct {
+	e    *Engine
+	host int
 }
+
+// Notice implements [carrier.Events].
+func (v events) Notice(line string) { v.e.notify(Notice{Line: v.e.on(v.host, line)}) }
+
+// Progress implements [carrier.Events].
+func (v events) Progress(step string) { v.e.notify(Notice{Progress: v.e.on(v.host, step)}) }
+
+// on names the host in a line, if there is more than one.
+func (e *Engine) on(host int, line string) string {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if host == 0 {
+		return line
+	}
+	return e.hosts[host].Name() + ": " + line
+}
+
+// Gone implements [carrier.Events].
+func (v events) Gone(member int, reason error) {
+	if m := v.e.machine(member); m != nil {
+		v.e.lose(m, reason)
+	}
+}
+
+// Call implements [carrier.Events].
+func (v events) Call(member int, call string, conn net.Conn) {
+	m := v.e.machine(member)
+	if m == nil {
+		conn.Close()
+		return
+	}
+	api.ServeConn(v.e.ctx, conn, caller{v.e, m, call})
+}
+
+// serveHost answers calls that have the host's authority.
+func (e *Engine) serveHost(conn net.Conn) { api.ServeConn(e.ctx, conn, caller{e, nil, ""}) }
 
 // number is a number that was not used before in this job.
 func (e *Engine) number() int {
@@ -125,9 +138,18 @@ func (e *Engine) takeMembers(n int) []int {
 	return members
 }
 
-// Close ends the job. The kernel would do all of this when the daemon ends;
-// what is done here is what has a name outside of the job's namespaces, and
-// what can say that something went wrong. The job's context has ended.
+// attach opens a stream to the agent of a machine.
+func (e *Engine) open(member int) (net.Conn, error) {
+	m := e.machine(member)
+	if m == nil {
+		return nil, fmt.Errorf("machine %d is gone", member)
+	}
+	return m.host.Open(member)
+}
+
+// Close ends the job. The kernel would do all of this when the daemons end; what
+// is done here is what has a name outside of the job's namespaces, and what can
+// say that something went wrong. The job's context has ended.
 func (e *Engine) Close() error {
 	e.mu.Lock()
 	e.closed = true
@@ -139,13 +161,13 @@ func (e *Engine) Close() error {
 	for _, w := range e.warm {
 		warm = append(warm, w)
 	}
-	var grants []*grant
-	for _, g := range e.grants {
-		grants = append(grants, g)
-	}
-	shares, first := e.shares, e.first
+	shares := e.shares
 	e.shares = nil
 	e.mu.Unlock()
+	var errs []error
+	if e.mesh != nil {
+		e.mesh.Close() // and with their link other hosts end what they carry
+	}
 	var wg sync.WaitGroup
 	for _, m := range machines {
 		wg.Go(func() { e.end(m) })
@@ -155,24 +177,8 @@ func (e *Engine) Close() error {
 	}
 	wg.Wait()
 	e.background.Wait()
-	var errs []error
 	for _, s := range shares {
 		errs = append(errs, s.Close())
 	}
-	if e.tap != nil {
-		errs = append(errs, e.tap.Unmount(context.Background()))
-	}
-	if e.net != nil {
-		errs = append(errs, e.net.Close())
-	}
-	if e.image != nil {
-		e.image.Release()
-	}
-	for _, g := range grants {
-		g.reserved.Release()
-	}
-	if first != nil {
-		first.Release()
-	}
-	return errors.Join(errs...)
+	return errors.Join(append(errs, e.local.Close())...)
 }

@@ -4,7 +4,6 @@ import (
 	"context"
 	bytesof "encoding/binary"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -17,13 +16,12 @@ import (
 
 	"github.com/bits-and-blooms/bitset"
 	"github.com/hashicorp/yamux"
-	"golang.org/x/sync/semaphore"
 
 	"github.com/mpirun-sf/mpirun-sf/vmfork/agent"
 	"github.com/mpirun-sf/mpirun-sf/vmfork/api"
-	"github.com/mpirun-sf/mpirun-sf/vmfork/guest"
+	"github.com/mpirun-sf/mpirun-sf/vmfork/carrier"
+	"github.com/mpirun-sf/mpirun-sf/vmfork/descriptor"
 	"github.com/mpirun-sf/mpirun-sf/vmfork/hypervisor"
-	"github.com/mpirun-sf/mpirun-sf/vmfork/memtap"
 	"github.com/mpirun-sf/mpirun-sf/vmfork/network"
 	"github.com/mpirun-sf/mpirun-sf/vmfork/slice"
 )
@@ -107,6 +105,28 @@ func (d *fakeDriver) guest(t *testing.T, name string) *fakeGuest {
 	t.Fatalf("there is no guest %s", name)
 	return nil
 }
+
+// disk is the path of a machine's disk.
+func (d *fakeDriver) disk(t *testing.T, name string) string {
+	t.Helper()
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for v := range d.vms {
+		if v.cfg.Name == name {
+			return v.cfg.DiskPath
+		}
+	}
+	t.Fatalf("there is no machine %s", name)
+	return ""
+}
+
+// Describe implements [hypervisor.Driver], for descriptors.
+func (d *fakeDriver) Describe(hypervisor.Shape) hypervisor.Description {
+	return hypervisor.Description{Accelerator: "none", Machine: "fake", MemoryMap: []descriptor.Range{{Size: 1 << 20}}}
+}
+
+func (d *fakeDriver) Name() string    { return "fake" }
+func (d *fakeDriver) Version() string { return "1" }
 
 // die ends the processes of a machine.
 func (d *fakeDriver) die(name string) {
@@ -276,11 +296,10 @@ func testEngine(t *testing.T) (*Engine, *fakeDriver) {
 	ctx, cancel := context.WithCancel(context.Background())
 	d := &fakeDriver{vms: map[*fakeVM]bool{}, guests: map[*os.File]*fakeGuest{}}
 	e := &Engine{
-		ctx: ctx, opts: Options{Job: jobName(t)}, host: "here", notify: func(n Notice) { t.Logf("notice: %+v", n) },
-		plan: network.NewPlan(t.Name()), starts: semaphore.NewWeighted(4), driver: d,
-		image: &guest.Image{Dir: t.TempDir()}, shape: hypervisor.Shape{VCPUs: 2, Memory: 1 << 20},
+		ctx: ctx, opts: Options{Job: jobName(t)}, notify: func(n Notice) { t.Logf("notice: %+v", n) },
+		plan: network.NewPlan(t.Name()), shape: hypervisor.Shape{VCPUs: 2, Memory: 1 << 20}, disk: 1 << 20,
 		taken: map[int]bool{}, warm: map[int]*warmed{}, machines: map[int]*machine{},
-		grants: map[string]*grant{}, checkpoints: map[string]*checkpoint{}, layers: map[*slice.Slice]int{},
+		grants: map[string]*grant{}, checkpoints: map[string]*checkpoint{}, layers: map[slice.ID]*placed{},
 	}
 	must := func(err error) {
 		t.Helper()
@@ -289,15 +308,14 @@ func testEngine(t *testing.T) (*Engine, *fakeDriver) {
 		}
 	}
 	var err error
-	e.net, err = network.Create(ctx, e.plan)
+	e.local, err = carrier.New(ctx, carrier.Config{
+		Job: jobName(t), Host: "here", Dir: t.TempDir(), Scratch: t.TempDir(), Reservations: jobsDir,
+		Plan: e.plan, Events: events{e, 0}, Driver: d,
+	})
 	must(err)
-	mount := filepath.Join(t.TempDir(), "memtap")
-	must(os.Mkdir(mount, 0o700))
-	e.tap, err = memtap.Mount(ctx, mount, memtap.Options{})
-	must(err)
+	e.hosts = []*site{{Host: e.local, carries: true}}
 	t.Cleanup(func() {
 		cancel()
-		e.image = nil // it is nobody's in a cache
 		if err := e.Close(); err != nil {
 			t.Error(err)
 		}
@@ -308,12 +326,20 @@ func testEngine(t *testing.T) (*Engine, *fakeDriver) {
 			t.Errorf("after the job's end there are the reservations %v", r)
 		}
 	})
-	e.booted, err = e.expectGeneration()
+	_, err = e.equip(ctx, carrier.Equipment{Shape: e.shape})
 	must(err)
 	memory, err := slice.NewImage(frozen(t, e.shape.Memory, slice.Memory))
 	must(err)
-	e.freezeGeneration(e.booted, []byte("state of the booted guest"), []*slice.Slice{frozen(t, 1<<20, slice.Disk), frozen(t, 1<<20, slice.Disk)})
-	must(e.deliverMemory(e.booted, memory))
+	disk := []*slice.Slice{frozen(t, 1<<20, slice.Disk), frozen(t, 1<<20, slice.Disk)}
+	e.booted = e.newGeneration(e.hosts[0])
+	must(e.local.Found(ctx, e.booted.name, carrier.Instant{State: []byte("state of the booted guest"), Memory: memory, Disk: disk}))
+	var layers []carrier.Layer
+	for _, s := range append(memory.Layers(), disk...) {
+		layers = append(layers, carrier.Layer{ID: s.ID()})
+	}
+	e.mu.Lock()
+	e.frozenLocked(e.booted, layers)
+	e.mu.Unlock()
 	return e, d
 }
 
@@ -331,21 +357,11 @@ func frozen(t *testing.T, size int64, kind slice.Kind) *slice.Slice {
 	return s
 }
 
-// isClosed says whether a slice of [frozen], or any with a block 0 stored, is.
-func isClosed(t *testing.T, s *slice.Slice) bool {
-	t.Helper()
-	err := s.ReadBlocks(make([]byte, slice.BlockSize), 0)
-	if err != nil && !errors.Is(err, os.ErrClosed) {
-		t.Fatal(err)
-	}
-	return err != nil
-}
-
 // startVM starts the job's first VM.
 func startVM(t *testing.T, e *Engine) {
 	t.Helper()
 	var v VMStarted
-	if err := (&service{e, e.ctx}).StartVM(VMArgs{VCPUs: 1, Limit: 20 * time.Second}, &v); err != nil {
+	if err := (&service{e: e, ctx: e.ctx}).StartVM(VMArgs{VCPUs: 1, Limit: 20 * time.Second}, &v); err != nil {
 		t.Fatal(err)
 	}
 	if v.VM.Name != "parent" || v.VM.Member != 0 || v.VM.ID != 0 {
@@ -424,10 +440,10 @@ func (e *Engine) wrong(d *fakeDriver, names []string) string {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	want := len(names)
-	layers := map[*slice.Slice]bool{}
+	layers := map[slice.ID]bool{}
 	count := func(g *generation) {
-		for _, l := range append(append([]*slice.Slice{}, g.disk...), g.memory.Layers()...) {
-			layers[l] = true
+		for _, l := range g.layers {
+			layers[l.ID] = true
 		}
 	}
 	count(e.booted)
@@ -437,10 +453,7 @@ func (e *Engine) wrong(d *fakeDriver, names []string) string {
 			if m.Name == name {
 				member, ok = n, true
 				count(m.base)
-				for _, l := range m.disk.Layers() {
-					layers[l] = true
-				}
-				if m.successor != nil {
+				if m.next != nil {
 					want++
 				}
 			}
@@ -452,25 +465,20 @@ func (e *Engine) wrong(d *fakeDriver, names []string) string {
 			return "no number of " + name
 		}
 	}
+	there := e.local.Inventory()
 	switch live := d.live(); {
 	case len(e.machines) != len(names):
 		return fmt.Sprintf("%d machines", len(e.machines))
+	case len(there.Machines) != len(names):
+		return fmt.Sprintf("the machines %v on the host", there.Machines)
 	case len(e.warm) > 0:
 		return fmt.Sprintf("%d warm machines", len(e.warm))
 	case len(live) != want:
 		return fmt.Sprintf("the processes %v", live)
+	case there.Slices != len(layers)+len(names): // each has one of its own
+		return fmt.Sprintf("%d slices instead of %d", there.Slices, len(layers)+len(names))
 	case len(e.layers) != len(layers):
-		return fmt.Sprintf("%d slices instead of %d", len(e.layers), len(layers))
-	}
-	for m := 1; m < 10; m++ {
-		if e.machines[m] == nil && !e.taken[m] {
-			if _, err := e.tap.Remove(diskName(m)); err == nil {
-				return "memtap's " + diskName(m)
-			}
-			if err := e.net.Remove(m); err == nil {
-				return fmt.Sprintf("the tap of %d", m)
-			}
-		}
+		return fmt.Sprintf("%d slices are counted instead of %d", len(e.layers), len(layers))
 	}
 	return ""
 }

@@ -11,15 +11,17 @@ import (
 	"github.com/mpirun-sf/mpirun-sf/vmfork/agent"
 	"github.com/mpirun-sf/mpirun-sf/vmfork/allocator"
 	"github.com/mpirun-sf/mpirun-sf/vmfork/api"
+	"github.com/mpirun-sf/mpirun-sf/vmfork/carrier"
 	"github.com/mpirun-sf/mpirun-sf/vmfork/ticket"
 )
 
 // grant is a ticket and what became of it. It makes its clones once; when they
 // are all gone, or it is killed, it is discarded.
 type grant struct {
-	ticket   ticket.Ticket
-	owner    *machine // who may clone, join and kill by it; nil for the host
-	reserved *allocator.Grant
+	ticket ticket.Ticket
+	owner  *machine         // who may clone, join and kill by it; nil for the host
+	at     []*site          // for each clone, the host that carries it
+	room   carrier.Reserved // of all hosts together
 
 	// Guarded by Engine.mu.
 	used    bool // it has made its clones, or is at it
@@ -41,31 +43,35 @@ type demand struct {
 }
 
 // request reserves memory and numbers for as many clones as fit.
-func (e *Engine) request(owner *machine, d demand, vcpus int, memory int64) (*grant, error) {
-	r, err := allocator.Local{Dir: jobsDir}.Reserve(e.opts.Job, allocator.Demand{
-		Clones: d.clones, VCPUs: d.vcpus, Memory: memory, Strict: d.strict,
-		Hierarchical: d.hierarchical, MaxVCPUs: vcpus,
-	})
-	if err != nil {
-		return nil, err
-	}
-	members := e.takeMembers(r.Clones)
-	r.Clones = len(members)
+func (e *Engine) request(ctx context.Context, owner *machine, d demand, vcpus int, memory int64) (*grant, error) {
 	g := &grant{
-		owner: owner, reserved: r,
+		owner:  owner,
 		clones: map[int]*machine{}, exits: map[int]int{}, lost: map[int]error{}, changed: make(chan struct{}),
 	}
 	id := fmt.Sprintf("%s-t%d", e.opts.Job, e.number())
+	g.ticket.ID = id
+	if err := e.reserve(ctx, g, allocator.Demand{
+		Clones: d.clones, VCPUs: d.vcpus, Memory: memory, Strict: d.strict,
+		Hierarchical: d.hierarchical, MaxVCPUs: vcpus,
+	}); err != nil {
+		return nil, err
+	}
+	members := e.takeMembers(len(g.at))
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	g.ticket = ticket.New(id, e.plan, d.clones, members, r.VCPUs, e.host)
+	g.at = g.at[:len(members)]
+	var hosts []string
+	for _, s := range g.at {
+		hosts = append(hosts, s.Name())
+	}
+	g.ticket = ticket.New(id, e.plan, d.clones, members, g.room.VCPUs, hosts)
 	switch {
 	case owner != nil && owner.ended:
 		// What ends with it has been looked up already.
 		e.freeLocked(g)
 		return nil, unknown("%s is gone", owner.Name)
 	case len(members) == 0:
-		r.Release()
+		e.freeLocked(g)
 	default:
 		e.grants[id] = g
 	}
@@ -74,9 +80,12 @@ func (e *Engine) request(owner *machine, d demand, vcpus int, memory int64) (*gr
 
 // freeLocked gives back what a grant has reserved.
 func (e *Engine) freeLocked(g *grant) {
-	g.reserved.Release()
-	for _, c := range g.ticket.Clones {
+	for i, c := range g.ticket.Clones {
 		delete(e.taken, c.Member)
+		g.at[i].used -= c.VCPUs
+	}
+	for _, s := range e.hosts {
+		s.Unreserve(g.ticket.ID)
 	}
 }
 
@@ -127,7 +136,7 @@ func (e *Engine) fork(ctx context.Context, g *grant, make func(ctx context.Conte
 }
 
 // live forks a running VM into the clones of a grant.
-func (e *Engine) live(ctx context.Context, g *grant, of *machine, call string) (f Frozen, c *Cloned, err error) {
+func (e *Engine) live(ctx context.Context, g *grant, of *machine, call string) (f carrier.Frozen, c *Cloned, err error) {
 	err = e.fork(ctx, g, func(ctx context.Context) error {
 		began := time.Now()
 		generation, frozen, err := e.freeze(ctx, of)

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os/exec"
 	"strings"
 	"sync"
 	"testing"
@@ -231,17 +232,19 @@ func TestOneCloneFails(t *testing.T) {
 func TestSuccessorFails(t *testing.T) {
 	e, d := testEngine(t)
 	startVM(t, e)
-	disk := e.machines[0].disk
-	written, read := bytes.Repeat([]byte("x"), 8192), make([]byte, 8192)
-	if _, err := disk.WriteAt(written, 0); err != nil {
-		t.Fatal(err)
+	// By other processes, for this one serves it.
+	disk, written := d.disk(t, "parent"), bytes.Repeat([]byte("y"), 8192)
+	dd := exec.CommandContext(soon(t), "dd", "of="+disk, "bs=8192", "conv=notrunc", "status=none")
+	dd.Stdin = bytes.NewReader(written)
+	if out, err := dd.CombinedOutput(); err != nil {
+		t.Fatal(err, string(out))
 	}
 	d.ask(func(string) error { return errors.New("no room") }, nil)
 	id := field(t, fromHost(t, e, "ok", api.RequestTicket, "clones", "1"), "ticket")
 	fromHost(t, e, "error kind=failed text=fork parent: no room", api.Clone, "ticket", id)
 	fromHost(t, e, "error kind=unknown", api.ShowTicket, "ticket", id)
 	d.process(t, "parent", "ok id=0", api.Whoami)
-	if _, err := disk.ReadAt(read, 0); err != nil || !bytes.Equal(read, written) {
+	if read, err := exec.CommandContext(soon(t), "head", "-c", "8192", disk).Output(); err != nil || !bytes.Equal(read, written) {
 		t.Errorf("what the VM had written to its disk is lost (%v)", err)
 	}
 	d.ask(nil, nil)
@@ -261,7 +264,7 @@ func TestTooLate(t *testing.T) {
 		}
 		return nil
 	})
-	g, err := e.request(nil, demand{clones: 3, vcpus: 1}, 1, 1<<20)
+	g, err := e.request(t.Context(), nil, demand{clones: 3, vcpus: 1}, 1, 1<<20)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -290,7 +293,7 @@ func TestEndOfAnOwner(t *testing.T) {
 	e.mu.Unlock()
 	fromHost(t, e, "ok", api.Exit, "vm", "clone-1", "status", "7")
 	left(t, e, d, "parent")
-	if _, err := e.request(m, demand{clones: 1, vcpus: 1}, 1, 1<<20); api.KindOf(err) != api.KindUnknown {
+	if _, err := e.request(t.Context(), m, demand{clones: 1, vcpus: 1}, 1, 1<<20); api.KindOf(err) != api.KindUnknown {
 		t.Errorf("a VM that is gone was granted a ticket: %v", err)
 	}
 	fromHost(t, e, "ok status=1:7", api.Join, "ticket", id)

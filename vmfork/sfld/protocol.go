@@ -3,7 +3,7 @@ package sfld
 import (
 	"time"
 
-	"github.com/mpirun-sf/mpirun-sf/vmfork/memtap"
+	"github.com/mpirun-sf/mpirun-sf/vmfork/carrier"
 	"github.com/mpirun-sf/mpirun-sf/vmfork/share"
 	"github.com/mpirun-sf/mpirun-sf/vmfork/ticket"
 )
@@ -135,12 +135,21 @@ const (
 	StagedName   = "program"
 )
 
-// Counters are what the job has moved and used so far.
-type Counters struct {
-	Memory memtap.Counters
-	Disks  memtap.Counters       // of all machines together
-	Copied int64                 // bytes of pages that VMs had written when they were forked
-	CPU    map[int]time.Duration // the hypervisors' processor time, by clone id
+// Counters are what the job has moved and used so far, by host.
+type Counters struct{ Hosts []HostCounters }
+
+// HostCounters are one host's.
+type HostCounters struct {
+	Name string
+	carrier.Counters
+}
+
+// Total is the sum of all hosts.
+func (c Counters) Total() (t carrier.Counters) {
+	for _, h := range c.Hosts {
+		t.Add(h.Counters)
+	}
+	return t
 }
 
 // Notice is a line of the daemon's to the launcher. Exactly one field is set.

@@ -16,7 +16,7 @@ import (
 	"github.com/hashicorp/yamux"
 
 	"github.com/mpirun-sf/mpirun-sf/vmfork/agent"
-
+	"github.com/mpirun-sf/mpirun-sf/vmfork/carrier"
 	"github.com/mpirun-sf/mpirun-sf/vmfork/ticket"
 )
 
@@ -117,7 +117,7 @@ func serve(ctx context.Context, conn net.Conn, opts Options) error {
 				if err := begin(); err != nil {
 					server.RegisterName("SFLD", &failed{err})
 				} else {
-					server.RegisterName("SFLD", &service{engine, ctx})
+					server.RegisterName("SFLD", &service{e: engine, ctx: ctx})
 				}
 				server.ServeConn(st)
 			case streamNotice:
@@ -158,35 +158,18 @@ func (e *Engine) attach(st *yamux.Stream) {
 	if _, err := io.ReadFull(st, member[:]); err != nil {
 		return
 	}
-	e.mu.Lock()
-	m := e.machines[int(member[0])<<8|int(member[1])]
-	var session *agent.Session
-	if m != nil {
-		session = m.session
-	}
-	e.mu.Unlock()
-	if session == nil {
-		return
-	}
-	guest, err := session.Open()
+	guest, err := e.open(int(member[0])<<8 | int(member[1]))
 	if err != nil {
 		return
 	}
-	// Each side may end while the other still has something to say.
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		io.Copy(guest, st)
-		guest.Close()
-	}()
-	io.Copy(st, guest)
-	st.Close()
-	<-done
+	carrier.Splice(st, guest)
 }
 
 // failed answers every call of a daemon whose job could not begin.
 type failed struct{ err error }
 
+func (f *failed) Key(int, *KeyReply) error                  { return f.err }
+func (f *failed) Join(JoinArgs, *int) error                 { return f.err }
 func (f *failed) Prepare(PrepareArgs, *Prepared) error      { return f.err }
 func (f *failed) RequestTicket(RequestArgs, *Granted) error { return f.err }
 func (f *failed) Clone(CloneArgs, *Cloned) error            { return f.err }

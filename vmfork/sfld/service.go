@@ -5,19 +5,20 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"maps"
 	"os"
 	"path/filepath"
-	"slices"
+	"sync"
 	"time"
+
+	"golang.org/x/sync/errgroup"
 
 	"github.com/mpirun-sf/mpirun-sf/vmfork/agent"
 	"github.com/mpirun-sf/mpirun-sf/vmfork/allocator"
 	"github.com/mpirun-sf/mpirun-sf/vmfork/api"
+	"github.com/mpirun-sf/mpirun-sf/vmfork/carrier"
 	"github.com/mpirun-sf/mpirun-sf/vmfork/guest"
 	"github.com/mpirun-sf/mpirun-sf/vmfork/hypervisor"
-	"github.com/mpirun-sf/mpirun-sf/vmfork/hypervisor/qemu"
-	"github.com/mpirun-sf/mpirun-sf/vmfork/memtap"
+	"github.com/mpirun-sf/mpirun-sf/vmfork/link"
 	"github.com/mpirun-sf/mpirun-sf/vmfork/share"
 	"github.com/mpirun-sf/mpirun-sf/vmfork/ticket"
 )
@@ -26,50 +27,57 @@ import (
 type service struct {
 	e   *Engine
 	ctx context.Context // the job's life
+
+	keyOnce sync.Once
+	id      *link.Identity
+	idErr   error
 }
 
 // Prepare finds or makes what clones are copies of, and begins to start their
 // processes.
 func (s *service) Prepare(args PrepareArgs, out *Prepared) (err error) {
 	e := s.e
-	accel, reason := e.accel()
-	driver, err := qemu.Find(s.ctx, accel)
+	equipped, err := e.equip(s.ctx, carrier.Equipment{Accel: e.opts.Accel, Shape: hypervisor.Shape{VCPUs: args.VCPUs, Memory: args.Memory}})
 	if err != nil {
 		return err
 	}
-	e.driver = driver
-	e.shape = hypervisor.Shape{VCPUs: args.VCPUs, Memory: args.Memory}
-	out.Accel = string(accel)
+	out.Accel = equipped.Accel
 	switch {
-	case reason != nil && accel == qemu.KVM:
+	case equipped.Reason != "" && equipped.Accel == "kvm":
 		// Said now, for the guest may not live to see the end of this call.
-		e.notify(Notice{Line: reason.Error() + "; using it as asked, expect it to crawl"})
-	case reason != nil:
-		out.AccelReason = reason.Error()
+		e.notify(Notice{Line: equipped.Reason + "; using it as asked, expect it to crawl"})
+	default:
+		out.AccelReason = equipped.Reason
 	}
-	if e.image == nil {
-		if e.image, err = e.guestImage(s.ctx, args); err != nil {
-			return err
-		}
+	image, err := e.guestImage(s.ctx, args)
+	if err != nil {
+		return err
 	}
-	out.Image, out.Built, out.ImageBytes = e.image.Key, !e.image.Found, e.image.Used
+	out.Image, out.Built, out.ImageBytes = image.Key, !image.Found, image.Used
 	if out.Built {
-		out.BuildTime = e.image.Took
+		out.BuildTime = image.Took
 	}
 	// What is on a user's own disk is not known; without UCX the preload does
 	// nothing.
-	out.UCX = e.image.OwnDisk || e.image.Program != nil && e.image.Program.UCX
+	out.UCX = image.OwnDisk || image.Program != nil && image.Program.UCX
 	if args.ColdBoot {
-		return s.coldBoot(out)
+		out.BootTime, err = e.local.ColdBoot(s.ctx, image)
+		out.Booted = true
+		return err
 	}
-	if e.booted, out.BootTime, err = e.bootedGeneration(s.ctx); err != nil {
+	g := e.newGeneration(e.hosts[0])
+	booted, err := e.local.Checkpoint(s.ctx, image, g.name)
+	if err != nil {
 		if args.Disk != "" {
 			err = fmt.Errorf("disk image %s: %w", args.Disk, err)
 		}
 		return err
 	}
-	out.Booted = out.BootTime > 0
-	out.StateBytes = len(e.booted.state)
+	e.mu.Lock()
+	e.frozenLocked(g, booted.Layers)
+	e.mu.Unlock()
+	e.booted, e.disk = g, booted.Disk
+	out.BootTime, out.Booted, out.StateBytes = booted.Took, booted.Took > 0, booted.State
 	s.startAhead(args.Expect)
 	return nil
 }
@@ -87,8 +95,8 @@ func (s *service) startAhead(n int) {
 	}
 	e.mu.Unlock()
 	for _, g := range grants {
-		for _, c := range g.ticket.Clones[:min(n, len(g.ticket.Clones))] {
-			e.warmUp(g, c, e.booted, e.booted.disk)
+		for i := range g.ticket.Clones[:min(n, len(g.ticket.Clones))] {
+			e.warmUp(g, i, e.booted)
 			n--
 		}
 	}
@@ -108,36 +116,14 @@ func (e *Engine) guestImage(ctx context.Context, args PrepareArgs) (*guest.Image
 	return guest.Build(ctx, cache, spec, progress)
 }
 
-// coldBoot boots a guest to where its agent answers and throws it away.
-func (s *service) coldBoot(out *Prepared) error {
-	unlock, err := s.e.image.Lock(s.ctx, "checkpoint", bootLimit, nil)
-	if err != nil {
-		return err
-	}
-	dir, remove, err := s.e.temporary()
-	unlock()
-	if err != nil {
-		return fmt.Errorf("boot the guest: %w", err)
-	}
-	defer remove()
-	begin := time.Now()
-	b, err := s.e.boot(s.ctx, dir)
-	if err != nil {
-		return err
-	}
-	out.BootTime, out.Booted = time.Since(begin), true
-	b.end()
-	return nil
-}
-
 // RequestTicket reserves memory for as many clones as fit.
 func (s *service) RequestTicket(args RequestArgs, out *Granted) error {
-	g, err := s.e.request(nil, demand{clones: args.Clones, vcpus: args.VCPUs, strict: args.Strict}, args.VCPUs, args.Memory)
+	g, err := s.e.request(s.ctx, nil, demand{clones: args.Clones, vcpus: args.VCPUs, strict: args.Strict}, args.VCPUs, args.Memory)
 	if err != nil {
 		return err
 	}
 	out.Ticket = g.ticket
-	out.Cores, out.Free, out.Each = g.reserved.Cores, g.reserved.Free, g.reserved.Each
+	out.Cores, out.Free, out.Each = g.room.Cores, g.room.Free, g.room.Each
 	return nil
 }
 
@@ -157,7 +143,7 @@ func (s *service) Clone(args CloneArgs, out *Cloned) error {
 		c, err := e.clones(ctx, g, e.booted, nil, agent.Fork{})
 		if err == nil {
 			*out = *c
-			e.keepTrace(e.booted)
+			e.local.KeepTrace(e.booted.name)
 		}
 		return err
 	})
@@ -181,48 +167,63 @@ func (s *service) StartVM(args VMArgs, out *VMStarted) error {
 		return errors.New("there is nothing yet to make a VM of")
 	}
 	began := time.Now()
-	g, err := allocator.Local{Dir: jobsDir}.Reserve(e.opts.Job, allocator.Demand{Clones: 1, VCPUs: args.VCPUs, Memory: e.shape.Memory})
-	if err != nil {
-		return err
-	}
 	e.mu.Lock()
-	there := e.first != nil
-	if !there && g.Clones > 0 {
-		e.first = g // or its lock would go with the garbage
+	there := e.first != ""
+	if !there {
+		e.first = e.opts.Job + "-vm"
 	}
+	first := e.first
 	e.mu.Unlock()
 	if there {
-		g.Release()
 		return errors.New("the job has its first VM already")
 	}
-	if g.Clones == 0 {
-		return fmt.Errorf("a VM of %d MB does not fit into the %d MB that are free on %s: give it less with --memory", g.Each>>20, g.Free>>20, e.host)
+	r, err := e.local.Reserve(s.ctx, first, allocator.Demand{Clones: 1, VCPUs: args.VCPUs, Memory: e.shape.Memory})
+	if err == nil && len(r.VCPUs) == 0 {
+		err = fmt.Errorf("a VM of %d MB does not fit into the %d MB that are free on %s: give it less with --memory", r.Each>>20, r.Free>>20, e.local.Name())
 	}
-	ctx, cancel := context.WithTimeout(s.ctx, args.Limit)
-	defer cancel()
-	out.VM = ticket.Clone{Name: e.plan.Name(0), IP: e.plan.IP(0), VCPUs: args.VCPUs, Host: e.host}
-	m, err := e.newMachine(ctx, out.VM, e.booted, e.booted.disk)
 	if err == nil {
-		if _, err = e.start(ctx, m, agent.Fork{}, began); err != nil {
-			e.end(m)
-		}
+		err = s.startFirst(args, out)
 	}
 	if err != nil {
+		e.local.Unreserve(first)
 		e.mu.Lock()
-		e.first = nil
+		e.first = ""
 		e.mu.Unlock()
-		g.Release()
 		return err
 	}
 	out.Ready = time.Since(began)
-	e.keepTrace(e.booted)
+	e.local.KeepTrace(e.booted.name)
+	return nil
+}
+
+func (s *service) startFirst(args VMArgs, out *VMStarted) error {
+	e := s.e
+	ctx, cancel := context.WithTimeout(s.ctx, args.Limit)
+	defer cancel()
+	out.VM = ticket.Clone{Name: e.plan.Name(0), IP: e.plan.IP(0), VCPUs: args.VCPUs, Host: e.local.Name()}
+	e.mu.Lock()
+	here, others := e.hosts[0], e.hosts[1:]
+	e.mu.Unlock()
+	for _, o := range others {
+		if err := o.Place(ctx, map[int]int{0: 0}); err != nil {
+			return err
+		}
+	}
+	if err := here.Prepare(ctx, out.VM, e.booted.name, e.disk); err != nil {
+		return err
+	}
+	m := e.newMachine(out.VM, here, e.booted)
+	if _, err := e.start(ctx, m, agent.Fork{}); err != nil {
+		e.end(m)
+		return err
+	}
 	return nil
 }
 
 // Share serves a folder to the clones.
 func (s *service) Share(args ShareArgs, out *Shared) error {
 	e := s.e
-	listener, address, err := e.net.ListenFile(s.ctx, 0)
+	listener, address, err := e.local.Network().ListenFile(s.ctx, 0)
 	if err != nil {
 		return err
 	}
@@ -277,42 +278,22 @@ func (s *service) Stage(args StageArgs, out *Shared) error {
 
 // Counters says what the job has moved and used.
 func (s *service) Counters(_ int, out *Counters) error {
-	e := s.e
-	out.CPU = map[int]time.Duration{}
-	e.mu.Lock()
-	out.Copied = e.copied
-	machines := slices.Collect(maps.Values(e.machines))
-	generations := map[*generation]bool{}
-	if e.booted != nil {
-		generations[e.booted] = true
+	s.e.mu.Lock()
+	hosts := s.e.hosts
+	s.e.mu.Unlock()
+	out.Hosts = make([]HostCounters, len(hosts))
+	ctx, cancel := context.WithTimeout(s.ctx, countersLimit)
+	defer cancel()
+	var group errgroup.Group
+	for i, h := range hosts {
+		group.Go(func() (err error) {
+			out.Hosts[i].Name = h.Name()
+			out.Hosts[i].Counters, err = h.Counters(ctx)
+			return err
+		})
 	}
-	vms := map[int]hypervisor.VM{}
-	for _, m := range machines {
-		generations[m.base] = true
-		vms[m.Member] = m.vm
-	}
-	e.mu.Unlock()
-	for g := range generations {
-		add(&out.Memory, e.tap.Counters(g.name))
-	}
-	for member, vm := range vms {
-		add(&out.Disks, e.tap.Counters(diskName(member)))
-		if t, err := vm.CPUTime(); err == nil {
-			out.CPU[member] = t
-		}
-	}
-	return nil
+	return group.Wait()
 }
 
-func add(sum *memtap.Counters, c memtap.Counters) {
-	sum.Reads += c.Reads
-	sum.BytesServed += c.BytesServed
-	sum.BytesFetched += c.BytesFetched
-	sum.BytesPushed += c.BytesPushed
-	sum.ZeroBlocks += c.ZeroBlocks
-	sum.LocalBlocks += c.LocalBlocks
-	sum.Writes += c.Writes
-	sum.BytesWritten += c.BytesWritten
-	sum.Punches += c.Punches
-	sum.Errors += c.Errors
-}
+// countersLimit is how long a host may take to say what it has moved.
+const countersLimit = 10 * time.Second

@@ -33,14 +33,14 @@ type Ticket struct {
 	Clones []Clone `json:"clones"` // m of them, ordered by IP
 }
 
-// New is a ticket for n asked clones, all on one host: one for each of
-// members, ascending, which has as many virtual CPUs as vcpus says. Names and
-// addresses follow from the plan and the members' numbers.
-func New(id string, plan network.Plan, n int, members, vcpus []int, host string) Ticket {
+// New is a ticket for n asked clones: one for each of members, ascending, which
+// has as many virtual CPUs as vcpus says, and is on the host that hosts says.
+// Names and addresses follow from the plan and the members' numbers.
+func New(id string, plan network.Plan, n int, members, vcpus []int, hosts []string) Ticket {
 	t := Ticket{ID: id, Asked: n}
 	for i, member := range members {
 		t.Clones = append(t.Clones, Clone{
-			ID: i + 1, Member: member, Name: plan.Name(member), IP: plan.IP(member), VCPUs: vcpus[i], Host: host,
+			ID: i + 1, Member: member, Name: plan.Name(member), IP: plan.IP(member), VCPUs: vcpus[i], Host: hosts[i],
 		})
 	}
 	return t

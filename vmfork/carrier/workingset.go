@@ -1,4 +1,4 @@
-package sfld
+package carrier
 
 import (
 	"errors"
@@ -27,20 +27,28 @@ const traceFile = "trace"
 // push pushes a working set into a generation's memory, which was delivered. It
 // ends with the generation. What could not be pushed is read when it is wanted;
 // if that fails as well, it is time to say so.
-func (e *Engine) push(g *generation, trace memtap.Trace) {
+func (c *Carrier) push(g *generation, trace memtap.Trace) {
 	if len(trace) > 0 {
-		e.background.Go(func() { e.tap.Push(e.ctx, g.name, trace) })
+		c.background.Go(func() { c.tap.Push(c.ctx, g.name, trace) })
 	}
 }
 
-// keepTrace keeps what was read of the booted guest so far with its checkpoint,
+// KeepTrace keeps what was read of the booted guest so far with its checkpoint,
 // if there is no trace yet. Without one, the next job has to read.
-func (e *Engine) keepTrace(g *generation) {
-	if g.folder == "" {
+func (c *Carrier) KeepTrace(generation string) {
+	g, err := c.retain(generation)
+	if err != nil {
 		return
 	}
-	tmp := filepath.Join(e.image.Dir, fmt.Sprintf("%s%s-%d", tmpFiles, e.opts.Job, e.number()))
-	e.background.Go(func() { saveTrace(filepath.Join(g.folder, traceFile), tmp, e.tap.Trace(g.name)) })
+	if g.folder == "" { // it is not the cache's
+		c.release(g)
+		return
+	}
+	tmp := filepath.Join(c.image.Dir, fmt.Sprintf("%s%s-%d", tmpFiles, c.cfg.Job, c.number()))
+	c.background.Go(func() {
+		defer c.release(g)
+		saveTrace(filepath.Join(g.folder, traceFile), tmp, c.tap.Trace(g.name))
+	})
 }
 
 // saveTrace saves a trace at path, by way of the file tmp, unless there is one.

@@ -1,11 +1,10 @@
-package sfld
+package carrier
 
 import (
 	"context"
 	"crypto/rand"
 	"crypto/sha256"
 	"encoding/hex"
-	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -15,6 +14,7 @@ import (
 
 	"github.com/mpirun-sf/mpirun-sf/vmfork/agent"
 	"github.com/mpirun-sf/mpirun-sf/vmfork/descriptor"
+	"github.com/mpirun-sf/mpirun-sf/vmfork/guest"
 	"github.com/mpirun-sf/mpirun-sf/vmfork/hypervisor"
 	"github.com/mpirun-sf/mpirun-sf/vmfork/slice"
 )
@@ -47,34 +47,69 @@ const bootLimit = 3 * time.Minute
 // before, what booting left in them would count as memory to be fetched.
 const reportDelay = 2500 * time.Millisecond
 
-// bootedGeneration finds or makes the checkpoint of the image for the shape.
-func (e *Engine) bootedGeneration(ctx context.Context) (g *generation, booted time.Duration, err error) {
-	sum := sha256.Sum256(fmt.Append(nil, checkpointFormat, "\n", e.driver.Name(), "\n", e.driver.Version(), "\n", e.shape.VCPUs, "\n", e.shape.Memory))
-	dir := filepath.Join(e.image.Dir, "checkpoints", hex.EncodeToString(sum[:6]))
+// Booted is the checkpoint of a booted guest, as a generation.
+type Booted struct {
+	Took   time.Duration // boot and checkpoint, 0 if it was found
+	State  int           // bytes of device state
+	Disk   int64         // bytes of its disk
+	Layers []Layer
+}
 
-	unlock, err := e.image.Lock(ctx, "checkpoint", bootLimit+time.Minute, func() {
-		e.notify(Notice{Progress: "another mpirun-sf makes this guest's checkpoint, waiting for it"})
+// Checkpoint finds or makes the checkpoint of an image for the machines' shape,
+// as a generation. The carrier keeps the image until the job's end.
+func (c *Carrier) Checkpoint(ctx context.Context, image *guest.Image, generation string) (out Booted, err error) {
+	c.image = image
+	sum := sha256.Sum256(fmt.Append(nil, checkpointFormat, "\n", c.driver.Name(), "\n", c.driver.Version(), "\n", c.shape.VCPUs, "\n", c.shape.Memory))
+	dir := filepath.Join(image.Dir, "checkpoints", hex.EncodeToString(sum[:6]))
+	unlock, err := image.Lock(ctx, "checkpoint", bootLimit+time.Minute, func() {
+		c.cfg.Events.Progress("another mpirun-sf makes this guest's checkpoint, waiting for it")
 	})
 	if err != nil {
-		return nil, 0, err
+		return out, err
 	}
 	defer unlock()
-	sweep(e.image.Dir)
-	if g, err = e.openCheckpoint(dir); err == nil {
-		return g, 0, nil
+	sweep(image.Dir)
+	g, err := c.openCheckpoint(ctx, dir, generation)
+	if err != nil {
+		if _, missing := os.Stat(dir); missing == nil {
+			// A file that was truncated, damaged or lost costs a boot, not the job.
+			c.cfg.Events.Notice(fmt.Sprintf("the checkpoint in the cache cannot be used and is made again (%v)", err))
+			os.RemoveAll(dir)
+		}
+		begin := time.Now()
+		if err := c.makeCheckpoint(ctx, dir); err != nil {
+			return out, err
+		}
+		out.Took = time.Since(begin)
+		if g, err = c.openCheckpoint(ctx, dir, generation); err != nil {
+			return out, err
+		}
 	}
-	if _, missing := os.Stat(dir); missing == nil {
-		// A file that was truncated, damaged or lost costs a boot, not the job.
-		e.notify(Notice{Line: fmt.Sprintf("the checkpoint in the cache cannot be used and is made again (%v)", err)})
-		os.RemoveAll(dir)
+	out.State, out.Disk, out.Layers = len(g.state), g.disk[0].Size(), c.layersOf(g)
+	return out, nil
+}
+
+// ColdBoot boots the guest to where its agent answers, throws it away, and
+// returns how long that took.
+func (c *Carrier) ColdBoot(ctx context.Context, image *guest.Image) (time.Duration, error) {
+	c.image = image
+	unlock, err := image.Lock(ctx, "checkpoint", bootLimit, nil)
+	if err != nil {
+		return 0, err
 	}
+	dir, remove, err := c.temporary()
+	unlock()
+	if err != nil {
+		return 0, fmt.Errorf("boot the guest: %w", err)
+	}
+	defer remove()
 	begin := time.Now()
-	if err := e.makeCheckpoint(ctx, dir); err != nil {
-		return nil, 0, err
+	b, err := c.boot(ctx, dir)
+	if err != nil {
+		return 0, err
 	}
-	booted = time.Since(begin)
-	g, err = e.openCheckpoint(dir)
-	return g, booted, err
+	defer b.end()
+	return time.Since(begin), nil
 }
 
 // Names of what only a living job has in an image's folder.
@@ -85,8 +120,8 @@ const (
 
 // temporary makes a folder beside the checkpoints, with a lock that says that
 // its maker lives.
-func (e *Engine) temporary() (dir string, remove func(), err error) {
-	if dir, err = os.MkdirTemp(e.image.Dir, tmpFolders); err != nil {
+func (c *Carrier) temporary() (dir string, remove func(), err error) {
+	if dir, err = os.MkdirTemp(c.image.Dir, tmpFolders); err != nil {
 		return "", nil, err
 	}
 	f, err := os.Open(dir)
@@ -128,17 +163,18 @@ func sweep(image string) {
 
 // rootSlice is the image's root disk as the bottom of every stack. Its map is
 // made from it, again if that was damaged.
-func (e *Engine) rootSlice(ctx context.Context) (*slice.Slice, error) {
-	mapPath := filepath.Join(e.image.Dir, "root.map")
-	s, err := slice.Open(e.image.Root, mapPath)
+func (c *Carrier) rootSlice(ctx context.Context) (*slice.Slice, error) {
+	mapPath := filepath.Join(c.image.Dir, "root.map")
+	s, err := slice.Open(c.image.Root, mapPath)
 	if err != nil {
 		os.Remove(mapPath)
-		s, _, err = slice.Seal(ctx, e.image.Root, mapPath, slice.Disk, slice.SealOptions{})
+		s, _, err = slice.Seal(ctx, c.image.Root, mapPath, slice.Disk, slice.SealOptions{})
 	}
 	return s, err
 }
 
-func (e *Engine) openCheckpoint(dir string) (g *generation, err error) {
+// openCheckpoint makes a generation of what is in dir.
+func (c *Carrier) openCheckpoint(ctx context.Context, dir, generation string) (_ *generation, err error) {
 	var opened []*slice.Slice
 	defer func() {
 		if err != nil {
@@ -151,14 +187,14 @@ func (e *Engine) openCheckpoint(dir string) (g *generation, err error) {
 	if err != nil {
 		return nil, err
 	}
-	if h := d.Hypervisor; h.Name != e.driver.Name() || h.Version != e.driver.Version() || d.VCPUs != e.shape.VCPUs || d.Memory != e.shape.Memory {
+	if h := d.Hypervisor; h.Name != c.driver.Name() || h.Version != c.driver.Version() || d.VCPUs != c.shape.VCPUs || d.Memory != c.shape.Memory {
 		return nil, fmt.Errorf("open checkpoint: its device state is of %s with %d virtual CPUs and %d MB, this is %s with %d and %d MB",
-			h.Version, d.VCPUs, d.Memory>>20, e.driver.Version(), e.shape.VCPUs, e.shape.Memory>>20)
+			h.Version, d.VCPUs, d.Memory>>20, c.driver.Version(), c.shape.VCPUs, c.shape.Memory>>20)
 	}
-	for _, path := range []string{filepath.Join(dir, "memory"), filepath.Join(dir, "disk"), e.image.Root} {
+	for _, path := range []string{filepath.Join(dir, "memory"), filepath.Join(dir, "disk"), c.image.Root} {
 		sums := path + ".map"
-		if path == e.image.Root {
-			sums = filepath.Join(e.image.Dir, "root.map")
+		if path == c.image.Root {
+			sums = filepath.Join(c.image.Dir, "root.map")
 		}
 		s, err := slice.Open(path, sums)
 		if err != nil {
@@ -174,29 +210,32 @@ func (e *Engine) openCheckpoint(dir string) (g *generation, err error) {
 	if err != nil {
 		return nil, err
 	}
-	if g, err = e.expectGeneration(); err != nil {
+	trace := loadTrace(filepath.Join(dir, traceFile))
+	if err := c.Found(ctx, generation, Instant{d.DeviceState, image, []*slice.Slice{disk, root}, trace}); err != nil {
+		opened = nil // they are the generation's, and went with it
+		return nil, err
+	}
+	opened = nil
+	g, err := c.retain(generation)
+	if err != nil {
 		return nil, err
 	}
 	g.folder = dir
-	e.freezeGeneration(g, d.DeviceState, []*slice.Slice{disk, root})
-	if err = e.deliverMemory(g, image); err != nil {
-		return nil, err
-	}
-	e.push(g, loadTrace(filepath.Join(dir, traceFile)))
+	c.release(g)
 	return g, nil
 }
 
 // makeCheckpoint boots the guest and freezes it.
-func (e *Engine) makeCheckpoint(ctx context.Context, dir string) (err error) {
-	e.notify(Notice{Progress: "booting the guest"})
-	tmp, remove, err := e.temporary()
+func (c *Carrier) makeCheckpoint(ctx context.Context, dir string) (err error) {
+	c.cfg.Events.Progress("booting the guest")
+	tmp, remove, err := c.temporary()
 	if err != nil {
 		return fmt.Errorf("make a checkpoint: %w", err)
 	}
 	defer remove()
 	// Before that, while the disk is still as full as it was.
-	defer func() { err = e.blameDisk(err) }()
-	b, err := e.boot(ctx, tmp)
+	defer func() { err = c.blameDisk(err) }()
+	b, err := c.boot(ctx, tmp)
 	if err != nil {
 		return err
 	}
@@ -223,15 +262,15 @@ func (e *Engine) makeCheckpoint(ctx context.Context, dir string) (err error) {
 	if err != nil {
 		return fmt.Errorf("make a checkpoint: %w", err)
 	}
-	machine := e.driver.Describe(e.shape)
+	machine := c.driver.Describe(c.shape)
 	d := &descriptor.Descriptor{
 		ID: rand.Text(), Created: time.Now(),
-		Hypervisor:  descriptor.Hypervisor{Name: e.driver.Name(), Version: e.driver.Version(), Accelerator: machine.Accelerator, Machine: machine.Machine},
-		VCPUs:       e.shape.VCPUs,
-		Memory:      e.shape.Memory,
+		Hypervisor:  descriptor.Hypervisor{Name: c.driver.Name(), Version: c.driver.Version(), Accelerator: machine.Accelerator, Machine: machine.Machine},
+		VCPUs:       c.shape.VCPUs,
+		Memory:      c.shape.Memory,
 		Devices:     machine.Devices,
 		MemoryMap:   machine.MemoryMap,
-		MemoryImage: descriptor.Image{Name: "ram", Size: e.shape.Memory, Slices: image.IDs()},
+		MemoryImage: descriptor.Image{Name: "ram", Size: c.shape.Memory, Slices: image.IDs()},
 		Disks:       []descriptor.Image{{Name: "disk", Size: b.top.Size(), Slices: []slice.ID{b.top.ID(), b.root.ID()}}},
 		ZeroPages:   image.Zeros(),
 		DeviceState: state,
@@ -253,24 +292,24 @@ const fullDisk = 4 << 20
 
 // blameDisk finds out that the cache's disk is full: a hypervisor whose RAM file
 // cannot grow dies of SIGBUS, which by itself explains nothing.
-func (e *Engine) blameDisk(err error) error {
+func (c *Carrier) blameDisk(err error) error {
 	var st unix.Statfs_t
-	if err != nil && unix.Statfs(e.image.Dir, &st) == nil && int64(st.Bavail)*st.Bsize < fullDisk {
+	if err != nil && unix.Statfs(c.image.Dir, &st) == nil && int64(st.Bavail)*st.Bsize < fullDisk {
 		err = fmt.Errorf("%w: %w", err, unix.ENOSPC)
 	}
-	return e.image.OutOfSpace(err)
+	return c.image.OutOfSpace(err)
 }
 
-// booted is a guest whose agent has said that it is up.
-type booted struct {
-	e             *Engine
+// booting is a guest whose agent has said that it is up.
+type booting struct {
+	c             *Carrier
 	vm            hypervisor.VM // nil before it runs
 	memory        string        // the RAM file
 	top, root     *slice.Slice
 	control, data *port
 }
 
-func (b *booted) end() {
+func (b *booting) end() {
 	if b.vm != nil {
 		b.vm.Kill()
 	}
@@ -279,8 +318,8 @@ func (b *booted) end() {
 			p.Close()
 		}
 	}
-	b.e.tap.Remove("boot-disk")
-	b.e.net.Remove(0)
+	b.c.tap.Remove("boot-disk")
+	b.c.net.Remove(0)
 	for _, s := range []*slice.Slice{b.top, b.root} {
 		if s != nil {
 			s.Close()
@@ -289,17 +328,17 @@ func (b *booted) end() {
 }
 
 // boot boots the image with RAM and the disk's writes in dir.
-func (e *Engine) boot(ctx context.Context, dir string) (_ *booted, err error) {
+func (c *Carrier) boot(ctx context.Context, dir string) (_ *booting, err error) {
 	ctx, cancel := context.WithTimeout(ctx, bootLimit)
 	defer cancel()
-	b := &booted{e: e, memory: filepath.Join(dir, "memory")}
+	b := &booting{c: c, memory: filepath.Join(dir, "memory")}
 	defer func() {
 		if err != nil {
 			b.end()
 			err = fmt.Errorf("boot the guest: %w", err)
 		}
 	}()
-	if b.root, err = e.rootSlice(ctx); err != nil {
+	if b.root, err = c.rootSlice(ctx); err != nil {
 		return nil, err
 	}
 	if b.top, err = slice.Create(filepath.Join(dir, "disk"), b.root.Size(), slice.Disk); err != nil {
@@ -309,11 +348,11 @@ func (e *Engine) boot(ctx context.Context, dir string) (_ *booted, err error) {
 	if err != nil {
 		return nil, err
 	}
-	disk, err := e.tap.AddDisk("boot-disk", image)
+	disk, err := c.tap.AddDisk("boot-disk", image)
 	if err != nil {
 		return nil, err
 	}
-	if err := emptyFile(b.memory, e.shape.Memory); err != nil {
+	if err := emptyFile(b.memory, c.shape.Memory); err != nil {
 		return nil, err
 	}
 	if b.control, err = newPort(agent.ControlPort); err != nil {
@@ -322,28 +361,20 @@ func (e *Engine) boot(ctx context.Context, dir string) (_ *booted, err error) {
 	if b.data, err = newPort(agent.DataPort); err != nil {
 		return nil, err
 	}
-	tap, err := e.net.AddTap(0)
+	tap, err := c.net.AddTap(0)
 	if err != nil {
 		return nil, err
 	}
 	cfg := hypervisor.Config{
-		Name: e.plan.Name(0), Dir: jobDir, Shape: e.shape, MemoryPath: b.memory, DiskPath: disk,
-		Tap: tap, MAC: e.plan.MAC(0), Ports: []hypervisor.Port{b.control.machine, b.data.machine},
+		Name: c.cfg.Plan.Name(0), Dir: c.cfg.Dir, Shape: c.shape, MemoryPath: b.memory, DiskPath: disk,
+		Tap: tap, MAC: c.cfg.Plan.MAC(0), Ports: []hypervisor.Port{b.control.machine, b.data.machine},
 	}
-	b.vm, err = e.driver.Boot(ctx, cfg, hypervisor.Kernel{Image: e.image.Kernel, Initrd: e.image.Initramfs, Cmdline: agent.KernelArguments})
+	b.vm, err = c.driver.Boot(ctx, cfg, hypervisor.Kernel{Image: c.image.Kernel, Initrd: c.image.Initramfs, Cmdline: agent.KernelArguments})
 	if err != nil {
 		return nil, err
 	}
-	// The port stays open when the machine is gone, so that is waited for too.
-	ready, stop := context.WithCancelCause(ctx)
-	defer stop(nil)
-	go func() {
-		select {
-		case <-b.vm.Done():
-			stop(errors.New("the guest is gone"))
-		case <-ready.Done():
-		}
-	}()
+	ready, stop := whileRuns(ctx, b.vm)
+	defer stop()
 	if err := agent.NewControl(b.control).AwaitReady(ready); err != nil {
 		if ctx.Err() == nil && ready.Err() != nil {
 			err = context.Cause(ready)

@@ -1,0 +1,101 @@
+package carrier
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"sync"
+	"time"
+
+	"github.com/mpirun-sf/mpirun-sf/vmfork/agent"
+	"github.com/mpirun-sf/mpirun-sf/vmfork/hypervisor"
+)
+
+// port is the host's end of a serial port, and the machine's, kept for a
+// successor of its process.
+type port struct {
+	net.Conn
+	machine hypervisor.Port
+	gate    sync.RWMutex // held for writing while nothing may be written to the machine
+}
+
+func newPort(name string) (*port, error) {
+	conn, p, err := hypervisor.NewPort(name)
+	if err != nil {
+		return nil, err
+	}
+	return &port{Conn: conn, machine: p}, nil
+}
+
+// Write implements net.Conn.
+func (p *port) Write(b []byte) (int, error) {
+	p.gate.RLock()
+	defer p.gate.RUnlock()
+	return p.Conn.Write(b)
+}
+
+// Close closes both ends.
+func (p *port) Close() error {
+	return errors.Join(p.Conn.Close(), p.machine.File.Close())
+}
+
+// hold keeps the session from writing to the machine, and waits until what was
+// written has been read: a process that is about to stop must not take it along.
+// What a guest without a buffer for it leaves unread stays for the successor.
+func (p *port) hold(ctx context.Context) (release func(), err error) {
+	held := make(chan struct{})
+	go func() { p.gate.Lock(); close(held) }()
+	ctx, cancel := context.WithTimeout(ctx, holdLimit)
+	defer cancel()
+	select {
+	case <-held:
+	case <-ctx.Done():
+		go func() { <-held; p.gate.Unlock() }()
+		return nil, fmt.Errorf("wait for the guest to read what it was sent: %w", ctx.Err())
+	}
+	for end := time.Now().Add(unreadLimit); ; time.Sleep(time.Millisecond) {
+		n, err := p.machine.Unread()
+		if err != nil {
+			p.gate.Unlock()
+			return nil, err
+		}
+		if n == 0 || time.Now().After(end) {
+			return p.gate.Unlock, nil
+		}
+	}
+}
+
+// holdLimit is how long a guest may take to make room for what it is being
+// sent.
+const holdLimit = 10 * time.Second
+
+// unreadLimit is how long a guest may take to read its port before a fork.
+const unreadLimit = 50 * time.Millisecond
+
+// dialAfter begins a session behind the mark that the agent has written.
+func dialAfter(ctx context.Context, p *port, mark []byte) (*agent.Session, error) {
+	stop := context.AfterFunc(ctx, func() { p.SetReadDeadline(time.Unix(1, 0)) })
+	defer stop()
+	in := bufio.NewReader(p)
+	var last []byte // as many bytes as the mark has
+	for !bytes.Equal(last, mark) {
+		b, err := in.ReadByte()
+		if err != nil {
+			if ctx.Err() != nil {
+				err = context.Cause(ctx)
+			}
+			return nil, fmt.Errorf("wait for its session: %w", err)
+		}
+		if last = append(last, b); len(last) > len(mark) {
+			last = last[1:]
+		}
+	}
+	return agent.Dial(struct {
+		io.Reader
+		io.WriteCloser
+	}{in, p})
+}

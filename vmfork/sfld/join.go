@@ -1,0 +1,193 @@
+package sfld
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/mpirun-sf/mpirun-sf/vmfork/allocator"
+	"github.com/mpirun-sf/mpirun-sf/vmfork/carrier"
+	"github.com/mpirun-sf/mpirun-sf/vmfork/link"
+	"github.com/mpirun-sf/mpirun-sf/vmfork/mcdist"
+	"github.com/mpirun-sf/mpirun-sf/vmfork/network"
+)
+
+// How a job gets its other hosts.
+//
+//  1. The coordinator's daemon, which the launcher has started, makes a key for
+//     the job and tells its fingerprint ([Client.Key]).
+//  2. The launcher has an allocator start a daemon on each other host, tells it
+//     that fingerprint, and reads its hello: its own fingerprint, and where it
+//     listens (host.go).
+//  3. The coordinator connects to all of them and tells them of each other
+//     ([Client.Join]). From here on they are hosts as its own is.
+
+// JoinArgs are the hosts of a job besides the coordinator's.
+type JoinArgs struct {
+	Hosts []JoinHost
+	Here  bool        // the coordinator's host carries clones too,
+	Slots int         // at most so many virtual CPUs of them, 0: as many as fit
+	First bool        // and is the first to be filled
+	Mode  mcdist.Mode // how blocks are distributed
+}
+
+// JoinHost is one of them.
+type JoinHost struct {
+	Name        string
+	Listen      netip.AddrPort
+	Fingerprint link.Fingerprint
+	Slots       int // virtual CPUs of clones that it may carry, 0: as many as fit
+}
+
+// KeyReply is the key that a job's daemons know its coordinator by.
+type KeyReply struct{ Fingerprint link.Fingerprint }
+
+// mesh is the coordinator's end of the job's connections.
+type mesh struct {
+	*carrier.Mesh
+	mtu int // of the private network
+}
+
+// vxlanPort is the UDP port of the private network between hosts: IANA's for
+// VXLAN, so that firewalls and switches know it for what it is.
+const vxlanPort = 4789
+
+// identity makes the job's key, once.
+func (s *service) key() (*link.Identity, error) {
+	s.keyOnce.Do(func() { s.id, s.idErr = link.NewIdentity() })
+	return s.id, s.idErr
+}
+
+// Key tells the fingerprint of the coordinator's key.
+func (s *service) Key(_ int, out *KeyReply) error {
+	id, err := s.key()
+	if err == nil {
+		out.Fingerprint = id.Fingerprint()
+	}
+	return err
+}
+
+// Join connects the hosts of the job. It comes before the first ticket.
+func (s *service) Join(args JoinArgs, _ *int) error {
+	e := s.e
+	id, err := s.key()
+	if err != nil {
+		return err
+	}
+	if e.mesh != nil {
+		return errors.New("the job's hosts are joined once")
+	}
+	e.hosts[0].carries, e.hosts[0].slots, e.hosts[0].last = args.Here, args.Slots, !args.First
+	if len(args.Hosts) == 0 {
+		return nil
+	}
+	listener, err := link.Listen(e.ctx, id, ":0")
+	if err != nil {
+		return err
+	}
+	here, err := link.RouteTo(args.Hosts[0].Listen.Addr())
+	if err != nil {
+		return err
+	}
+	peers := []carrier.Peer{{
+		Name: e.local.Name(), Address: here, Fingerprint: id.Fingerprint(),
+		Listen: netip.AddrPortFrom(here, listener.Addr().Port()),
+	}}
+	for _, h := range args.Hosts {
+		peers = append(peers, carrier.Peer{Name: h.Name, Address: h.Listen.Addr(), Listen: h.Listen, Fingerprint: h.Fingerprint})
+		listener.AllowHost(h.Name, h.Fingerprint)
+	}
+	m := &mesh{Mesh: carrier.NewMesh(e.ctx, id, 0, peers)}
+	go accept(listener, m.Mesh)
+	how := carrier.Connection{Mode: args.Mode, Port: vxlanPort}
+	rand.Read(how.Key[:])
+	for how.VNI == 0 {
+		var vni [3]byte
+		rand.Read(vni[:])
+		how.VNI = uint32(vni[0])<<16 | uint32(vni[1])<<8 | uint32(vni[2])
+	}
+	if how.MTU, err = network.FabricMTU(here); err != nil {
+		return err
+	}
+	if err := e.local.JoinMesh(e.ctx, m.Mesh, how); err != nil {
+		return err
+	}
+	e.mesh, m.mtu = m, how.MTU
+	return e.connect(s.ctx, args, peers, how)
+}
+
+// connect makes the other daemons carriers of the job.
+func (e *Engine) connect(ctx context.Context, args JoinArgs, peers []carrier.Peer, how carrier.Connection) error {
+	sites := make([]*site, len(peers))
+	sites[0] = e.hosts[0]
+	var hosts []allocator.Host
+	errs := make([]error, len(args.Hosts))
+	var group errgroup.Group
+	begin := carrier.Begin{Job: e.opts.Job, Peers: peers, Window: e.opts.Window, Connection: how}
+	for i, h := range args.Hosts {
+		hosts = append(hosts, allocator.Host{Name: h.Name})
+		group.Go(func() error {
+			r, err := carrier.Connect(ctx, e.mesh.Mesh, i+1, begin, events{e, i + 1})
+			errs[i] = err
+			sites[i+1] = &site{Host: r, number: i + 1, carries: true, slots: h.Slots}
+			return nil
+		})
+	}
+	group.Wait()
+	if err := allocator.CollectErrors(hosts, errs); err != nil {
+		return err
+	}
+	e.mu.Lock()
+	e.hosts = sites
+	e.mu.Unlock()
+	for _, s := range sites[1:] {
+		e.background.Go(func() { e.watch(s) })
+	}
+	return nil
+}
+
+// watch ends what a host carried that is gone.
+func (e *Engine) watch(s *site) {
+	r := s.Host.(*carrier.Remote)
+	select {
+	case <-r.Done():
+	case <-e.ctx.Done():
+		return
+	}
+	e.mu.Lock()
+	s.carries = false
+	var lost []*machine
+	for _, m := range e.machines {
+		if m.host == s {
+			lost = append(lost, m)
+		}
+	}
+	e.mu.Unlock()
+	if len(lost) == 0 {
+		e.notify(Notice{Line: fmt.Sprintf("host %s is gone, it carried nothing: %v", s.Name(), r.Err())})
+	}
+	for _, m := range lost {
+		go e.lose(m, fmt.Errorf("%s: %w", m.Name, r.Err()))
+	}
+}
+
+// accept takes the links of other hosts, which want blocks.
+func accept(listener *link.Listener, m *carrier.Mesh) {
+	for {
+		l, err := listener.AcceptLink()
+		if err != nil {
+			return
+		}
+		host := m.Adopt(l)
+		if host < 0 {
+			l.Close()
+			continue
+		}
+		go m.Serve(l, host, func(_ byte, conn net.Conn) { conn.Close() })
+	}
+}
