@@ -1,0 +1,482 @@
+package multicast
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"iter"
+	"net"
+	"sync"
+	"time"
+
+	"github.com/mpirun-sf/mpirun-sf/vmfork/slice"
+)
+
+// Fetch is an id that is open at a receiver.
+type Fetch struct {
+	receiver *Receiver
+	origin   *origin
+	id       ID
+	accept   func(w welcome) (Sink, error)
+	socket   socket
+	open     *opener // used by the goroutine that receives the group, alone
+	begun    time.Time
+	all      sync.WaitGroup
+	done     chan struct{}
+	kick     chan struct{} // holds a token when a report is due
+
+	mu      sync.Mutex
+	err     error
+	sink    Sink // nil until the welcome
+	blocks  int64
+	have    blockSet
+	arrived int                  // blocks that were not here before
+	wanted  map[int64]int        // by how many prefetches a block is waited for
+	coming  map[uint32]*assembly // batches of which something has come
+	moved   chan struct{}        // closed when there is something new to look at; nil if nobody waits
+	idle    int                  // how often the origin has said that nothing is left to be sent
+	behind  uint32               // batches below this were sent whole
+	heard   time.Time            // when the group was last heard; zero if never
+	active  time.Time            // when data last came
+	report  report
+	delay   delay
+}
+
+// join asks for membership until the origin has answered, and the group was heard.
+func (f *Fetch) join(ctx context.Context) error {
+	began := time.Now()
+	retry := time.NewTicker(joinEvery)
+	defer retry.Stop()
+	for {
+		f.receiver.send(f.origin, func(p []byte) []byte {
+			return appendStamped(p, messageJoin, f.id, microseconds(time.Now()))
+		})
+		for waiting := true; waiting; {
+			f.mu.Lock()
+			welcomed, heard, moved := f.sink != nil, !f.heard.IsZero(), f.watch()
+			f.mu.Unlock()
+			if welcomed && heard {
+				return nil
+			}
+			if time.Since(began) > joinPatience {
+				if welcomed {
+					return ErrDeaf
+				}
+				return ErrSilent
+			}
+			select {
+			case <-moved:
+			case <-retry.C:
+				waiting = false
+			case <-f.done:
+				return f.Err()
+			case <-ctx.Done():
+				return fmt.Errorf("wait for the origin's welcome: %w", ctx.Err())
+			}
+		}
+	}
+}
+
+// watch returns a channel that is closed when something has changed. The fetch's lock is held.
+func (f *Fetch) watch() <-chan struct{} {
+	if f.moved == nil {
+		f.moved = make(chan struct{})
+	}
+	return f.moved
+}
+
+// changed wakes those who watch. The fetch's lock is held.
+func (f *Fetch) changed() {
+	if f.moved != nil {
+		close(f.moved)
+		f.moved = nil
+	}
+}
+
+// Bring asks for n blocks from first on because a virtual CPU waits for them, and returns when they have been given to
+// the sink. The origin answers before anything else that it has to do.
+func (f *Fetch) Bring(ctx context.Context, first, n int64) error {
+	if first < 0 || n < 0 || n > maxWant || first > f.blocks-n {
+		return fmt.Errorf("bring %d blocks from %d: not inside the image of %d", n, first, f.blocks)
+	}
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	began := time.Now()
+	for attempt := 0; ; {
+		f.mu.Lock()
+		missing := f.have.missing(first, n)
+		arriving := attempt == 0 && f.arriving(missing)
+		moved := f.watch()
+		f.mu.Unlock()
+		if len(missing) == 0 {
+			if attempt == 1 {
+				f.origin.waited(time.Since(began))
+			}
+			return nil
+		}
+		select {
+		case <-timer.C:
+			if err := f.checkSilence(began); err != nil {
+				f.end(err)
+				return fmt.Errorf("bring %d blocks from %d: %w", n, first, err)
+			}
+			if arriving && time.Since(began) < minPatience/2 {
+				// Somebody else's answer, or bulk, has them: a request would only be ignored.
+				timer.Reset(minPatience / 2)
+				continue
+			}
+			f.want(missing, true, attempt)
+			timer.Reset(f.origin.patience(attempt))
+			attempt++
+		case <-moved:
+		case <-f.done:
+			return fmt.Errorf("bring %d blocks from %d: %w", n, first, f.Err())
+		case <-ctx.Done():
+			return fmt.Errorf("bring %d blocks from %d: wait for the origin: %w", n, first, ctx.Err())
+		}
+	}
+}
+
+// arriving reports whether all of some blocks are in batches of which something has just come. The lock is held.
+func (f *Fetch) arriving(runs []run) bool {
+	for _, r := range runs {
+		for b := r.first; b < r.first+r.n; b++ {
+			if !f.covered(b) {
+				return false
+			}
+		}
+	}
+	return len(runs) > 0
+}
+
+// covered reports whether a block is in a batch of which something has come. The lock is held.
+func (f *Fetch) covered(block int64) bool {
+	for _, a := range f.coming {
+		for _, r := range a.runs {
+			if block >= r.first && block < r.first+r.n {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+func (o *origin) patience(attempt int) time.Duration {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.trip.patience(attempt)
+}
+
+// waited takes the time that an answer needed that was asked for once.
+func (o *origin) waited(d time.Duration) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.trip.measure(d)
+}
+
+// checkSilence says that the origin is silent, or its multicast is not heard any more, when that has been so for long
+// while somebody waited.
+func (f *Fetch) checkSilence(since time.Time) error {
+	now := time.Now()
+	f.origin.mu.Lock()
+	any := f.origin.heard
+	f.origin.mu.Unlock()
+	f.mu.Lock()
+	group := f.heard
+	f.mu.Unlock()
+	if group.After(any) {
+		any = group
+	}
+	latest := func(a, b time.Time) time.Time {
+		if a.After(b) {
+			return a
+		}
+		return b
+	}
+	switch {
+	case now.Sub(latest(any, since)) > silence:
+		return ErrSilent
+	case now.Sub(latest(group, since)) > silence:
+		return ErrDeaf
+	}
+	return nil
+}
+
+// window is how many blocks a prefetch asks for ahead: 32 MB, enough for 10 Gbit/s with a round trip of 20 ms.
+const window = 8192
+
+// Prefetch asks for blocks, and returns when all of them have been given to the sink. Others may bring them in the
+// meantime. The order is kept as far as losses allow.
+func (f *Fetch) Prefetch(ctx context.Context, blocks iter.Seq[int64]) error {
+	p := &prefetch{fetch: f, ctx: ctx, timer: time.NewTimer(time.Hour), began: time.Now()}
+	defer p.timer.Stop()
+	defer p.release()
+	for b := range blocks {
+		if b < 0 || b >= f.blocks {
+			return fmt.Errorf("prefetch block %d: not inside the image of %d", b, f.blocks)
+		}
+		if !p.add(b) {
+			continue
+		}
+		if len(p.waits) >= window {
+			p.ask()
+			if err := p.wait(window / 2); err != nil {
+				return fmt.Errorf("prefetch: %w", err)
+			}
+		}
+	}
+	p.ask()
+	if err := p.wait(0); err != nil {
+		return fmt.Errorf("prefetch: %w", err)
+	}
+	return nil
+}
+
+// prefetch is one call of Prefetch.
+type prefetch struct {
+	fetch  *Fetch
+	ctx    context.Context
+	timer  *time.Timer
+	began  time.Time
+	waits  []int64 // blocks that have not come
+	asked  int     // of them, this many have been asked for
+	looked int     // fetch.arrived when that was found
+	idle   int     // fetch.idle when they were last looked at
+	again  time.Time
+}
+
+// add takes a block on, unless it is here.
+func (p *prefetch) add(block int64) bool {
+	p.fetch.mu.Lock()
+	defer p.fetch.mu.Unlock()
+	if p.fetch.have.has(block) {
+		return false
+	}
+	p.fetch.wanted[block]++
+	p.waits = append(p.waits, block)
+	return true
+}
+
+// release gives up what has not come.
+func (p *prefetch) release() {
+	p.fetch.mu.Lock()
+	defer p.fetch.mu.Unlock()
+	for _, b := range p.waits {
+		p.fetch.unwant(b)
+	}
+}
+
+func (f *Fetch) unwant(block int64) {
+	if f.wanted[block]--; f.wanted[block] <= 0 {
+		delete(f.wanted, block)
+	}
+}
+
+// look finds out what has come. The fetch's lock is held.
+func (p *prefetch) look() {
+	f := p.fetch
+	left := p.waits[:0]
+	for _, b := range p.waits {
+		if f.have.has(b) {
+			f.unwant(b)
+		} else {
+			left = append(left, b)
+		}
+	}
+	p.waits, p.asked, p.looked = left, len(left), f.arrived
+}
+
+// ask asks for what was added since.
+func (p *prefetch) ask() {
+	var runs []run
+	p.fetch.mu.Lock()
+	p.idle = p.fetch.idle
+	for _, b := range p.waits[p.asked:] {
+		runs = extend(runs, b)
+	}
+	p.fetch.mu.Unlock()
+	p.asked = len(p.waits)
+	p.again = time.Now()
+	p.fetch.want(runs, false, 0)
+}
+
+// askAgain asks for what nothing has come of: the request or all of a batch may be lost.
+func (p *prefetch) askAgain(attempt int) {
+	p.fetch.mu.Lock()
+	p.look()
+	p.idle = p.fetch.idle
+	covered := make(map[int64]bool)
+	for _, a := range p.fetch.coming {
+		for _, r := range a.runs {
+			for b := r.first; b < r.first+r.n; b++ {
+				covered[b] = true
+			}
+		}
+	}
+	var runs []run
+	for _, b := range p.waits {
+		if !covered[b] {
+			runs = extend(runs, b)
+		}
+	}
+	p.fetch.mu.Unlock()
+	p.again = time.Now()
+	p.fetch.want(runs, false, attempt)
+}
+
+const (
+	// askAgainAfter is how long a prefetch trusts that its requests were heard while other data comes, and
+	// askAgainQuiet when nothing comes at all.
+	askAgainAfter = time.Second
+	askAgainQuiet = 150 * time.Millisecond
+)
+
+// wait waits until no more than some blocks are still to come.
+func (p *prefetch) wait(most int) error {
+	f := p.fetch
+	quiet := 0
+	for {
+		f.mu.Lock()
+		// As long as fewer blocks have come than it takes, nothing has to be looked at one by one.
+		if f.arrived-p.looked >= len(p.waits)-most {
+			p.look()
+			quiet = 0
+		}
+		idle, active, moved := f.idle != p.idle, f.active, f.watch()
+		f.mu.Unlock()
+		if len(p.waits) <= most {
+			return nil
+		}
+		now := time.Now()
+		if idle && now.Sub(p.again) >= f.origin.patience(0)/2 {
+			// The end-game: the origin has nothing left to send, so what is not here must be asked for.
+			p.askAgain(0)
+		}
+		p.timer.Reset(askAgainQuiet << min(quiet, 2))
+		select {
+		case <-moved:
+		case <-p.timer.C:
+			if err := f.checkSilence(p.began); err != nil {
+				f.end(err)
+				return err
+			}
+			now := time.Now()
+			switch {
+			case now.Sub(active) >= askAgainQuiet && now.Sub(p.again) >= askAgainQuiet<<min(quiet, 2):
+				quiet++
+				p.askAgain(1)
+			case now.Sub(p.again) >= askAgainAfter:
+				p.askAgain(0)
+			}
+		case <-f.done:
+			return f.Err()
+		case <-p.ctx.Done():
+			return fmt.Errorf("wait for %d blocks: %w", len(p.waits), p.ctx.Err())
+		}
+	}
+}
+
+// want sends requests for blocks.
+func (f *Fetch) want(runs []run, urgent bool, attempt int) {
+	f.mu.Lock()
+	seen := f.report.seen
+	f.mu.Unlock()
+	f.receiver.tally.requests.Add(uint64(count(runs)))
+	room := f.receiver.room - overhead - wantHeader - maxRun
+	for len(runs) > 0 {
+		var p []byte
+		var end, n int64
+		for len(runs) > 0 && len(p) < room && n < maxWant {
+			r := &runs[0]
+			k := min(r.n, maxWant-n)
+			p = appendRun(p, end, run{r.first, k})
+			n, end = n+k, r.first+k
+			if r.first, r.n = r.first+k, r.n-k; r.n == 0 {
+				runs = runs[1:]
+			}
+		}
+		f.receiver.send(f.origin, func(b []byte) []byte {
+			return appendWant(b, f.id, want{urgent, byte(min(attempt, 255)), seen, p})
+		})
+	}
+}
+
+// Has says that blocks came in another way, so that they are not asked for.
+func (f *Fetch) Has(first, n int64) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for b := max(first, 0); b < min(first+n, f.blocks); b++ {
+		if f.have.add(b) {
+			f.arrived++
+		}
+	}
+	f.changed()
+}
+
+// Done is closed when the fetch has ended, by Close or by itself.
+func (f *Fetch) Done() <-chan struct{} { return f.done }
+
+// Err says why the fetch has ended; nil if it has not.
+func (f *Fetch) Err() error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.err
+}
+
+// end ends the fetch for a reason. The first one counts.
+func (f *Fetch) end(reason error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.err == nil {
+		f.err = reason
+		close(f.done)
+	}
+}
+
+// forget lets the id be opened again.
+func (f *Fetch) forget() {
+	f.origin.mu.Lock()
+	defer f.origin.mu.Unlock()
+	if f.origin.fetches[f.id] == f {
+		delete(f.origin.fetches, f.id)
+	}
+}
+
+// Close leaves the group. The sink is called no more once it has returned.
+func (f *Fetch) Close() {
+	f.end(ErrClosed)
+	f.receiver.send(f.origin, func(p []byte) []byte {
+		return append(append(p, byte(messageLeave)), f.id[:]...)
+	})
+	f.forget()
+	if err := f.socket.close(); err != nil && !errors.Is(err, net.ErrClosed) {
+		return // the kernel closes it all the same
+	}
+	f.all.Wait()
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, a := range f.coming {
+		a.free()
+	}
+	f.coming = make(map[uint32]*assembly)
+}
+
+// welcomed takes the answer to a join. Another join may have been answered before.
+func (f *Fetch) welcomed(w welcome) error {
+	f.mu.Lock()
+	known := f.sink != nil
+	f.mu.Unlock()
+	if known {
+		return nil
+	}
+	sink, err := f.accept(w)
+	if err != nil {
+		f.end(err)
+		return nil
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.sink, f.blocks = sink, (w.size+slice.BlockSize-1)/slice.BlockSize
+	f.changed()
+	return nil
+}

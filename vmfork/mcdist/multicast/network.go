@@ -1,0 +1,47 @@
+package multicast
+
+import (
+	"encoding/binary"
+	"net/netip"
+)
+
+// network makes sockets. There are two: the kernel's, and one for tests that loses, delays and doubles packets.
+type network interface {
+	// unicast opens a socket on a local address, with a port that is free.
+	unicast(local netip.Addr) (socket, error)
+	// join opens a socket that gets what is sent to a group, and has the network carry it here, until it is closed.
+	join(local netip.Addr, group netip.AddrPort) (socket, error)
+	// room is how large a packet may be, in bytes of UDP payload, so that it is not cut on its way.
+	room(local netip.Addr) (int, error)
+}
+
+// socket is a UDP socket.
+type socket interface {
+	address() netip.AddrPort
+	// send sends packets that lie one after another in p, each of size bytes, except that the last may be shorter. It
+	// may be called by several goroutines. It returns when the kernel has them; an error says nothing of how many.
+	send(p []byte, size int, to netip.AddrPort) error
+	// receive waits for packets and calls take for each. A packet is take's until it returns, and may be written to.
+	// Only one goroutine receives. After close it returns net.ErrClosed.
+	receive(take func(p []byte, from netip.AddrPort)) error
+	close() error
+}
+
+// maxRoom bounds the size of a packet where the interface's MTU would allow for more, as loopback's does.
+const maxRoom = 8972
+
+// minRoom is what is left of the smallest MTU that every IPv4 network has.
+const minRoom = 576 - 28
+
+// groupOf derives an id's group, which every host can compute. The address is administratively scoped (239.0.0.0/8); it
+// is none of those whose Ethernet address is the one of a 224.0.0.x, which switches flood. If two ids have the same group,
+// their members only get packets that do not open.
+func (k keyring) groupOf(origin int, id ID) netip.AddrPort {
+	h := k.derive("address", end{host: uint16(origin)}.bytes()[:2], id[:])
+	n := binary.BigEndian.Uint32(h)
+	if n&0x7fff00 == 0 {
+		n |= 0x000100
+	}
+	port := 1<<15 + binary.BigEndian.Uint16(h[4:])%(1<<14) // below the ports that clients get by themselves, mostly
+	return netip.AddrPortFrom(netip.AddrFrom4([4]byte{239, byte(n >> 16), byte(n >> 8), byte(n)}), port)
+}

@@ -1,0 +1,188 @@
+package multicast
+
+import (
+	"errors"
+	"math/rand/v2"
+	"net"
+	"net/netip"
+	"sync"
+	"time"
+)
+
+// wire is a network for tests: a switch that knows who has joined which group, with a link to each host that loses,
+// doubles, delays and limits packets. What it does follows from its seed and the order in which packets are sent.
+type wire struct {
+	mtu int
+
+	mu      sync.Mutex
+	random  *rand.Rand
+	sockets map[netip.AddrPort][]*wireSocket
+	ports   uint16
+	links   map[netip.Addr]*wireLink
+	tap     func(p []byte, from, to netip.AddrPort) // sees all that is sent
+	deaf    bool                                    // carries no multicast
+}
+
+// wireLink is the way from the switch to a host.
+type wireLink struct {
+	loss, double float64
+	delay        time.Duration
+	jitter       time.Duration
+	rate         float64 // bytes/s; 0: no limit
+	queue        time.Duration
+	free         time.Time
+	cut          bool
+	lost         int
+	bytes        int // carried
+}
+
+func newWire(seed uint64) *wire {
+	return &wire{
+		mtu: 1500, random: rand.New(rand.NewPCG(seed, 1)), sockets: make(map[netip.AddrPort][]*wireSocket),
+		links: make(map[netip.Addr]*wireLink), ports: 1000,
+	}
+}
+
+func (w *wire) link(host netip.Addr) *wireLink {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.links[host] == nil {
+		w.links[host] = &wireLink{delay: 100 * time.Microsecond}
+	}
+	return w.links[host]
+}
+
+func (w *wire) room(netip.Addr) (int, error) { return w.mtu - 28, nil }
+
+func (w *wire) unicast(local netip.Addr) (socket, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.ports++
+	return w.bind(local, netip.AddrPortFrom(local, w.ports)), nil
+}
+
+func (w *wire) join(local netip.Addr, group netip.AddrPort) (socket, error) {
+	if !group.Addr().IsMulticast() {
+		return nil, errors.New("no group")
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.bind(local, group), nil
+}
+
+func (w *wire) bind(host netip.Addr, at netip.AddrPort) *wireSocket {
+	s := &wireSocket{wire: w, host: host, at: at, in: make(chan wirePacket, 4096), done: make(chan struct{})}
+	w.sockets[at] = append(w.sockets[at], s)
+	return s
+}
+
+type wirePacket struct {
+	p    []byte
+	from netip.AddrPort
+}
+
+type wireSocket struct {
+	wire *wire
+	host netip.Addr
+	at   netip.AddrPort
+	in   chan wirePacket
+	done chan struct{}
+	once sync.Once
+}
+
+func (s *wireSocket) address() netip.AddrPort { return s.at }
+
+func (s *wireSocket) close() error {
+	s.once.Do(func() {
+		close(s.done)
+		s.wire.mu.Lock()
+		defer s.wire.mu.Unlock()
+		list := s.wire.sockets[s.at]
+		for i := range list {
+			if list[i] == s {
+				s.wire.sockets[s.at] = append(list[:i:i], list[i+1:]...)
+			}
+		}
+	})
+	return nil
+}
+
+func (s *wireSocket) receive(take func(p []byte, from netip.AddrPort)) error {
+	select {
+	case m := <-s.in:
+		take(m.p, m.from)
+		return nil
+	case <-s.done:
+		return net.ErrClosed
+	}
+}
+
+func (s *wireSocket) send(p []byte, size int, to netip.AddrPort) error {
+	for len(p) > 0 {
+		n := min(size, len(p))
+		if err := s.wire.carry(p[:n], s.at, to); err != nil {
+			return err
+		}
+		p = p[n:]
+	}
+	return nil
+}
+
+// carry takes a packet over the switch to all who shall get it.
+func (w *wire) carry(p []byte, from, to netip.AddrPort) error {
+	if len(p) > w.mtu-28 {
+		return errors.New("packet too long")
+	}
+	p = append([]byte(nil), p...)
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.tap != nil {
+		w.tap(p, from, to)
+	}
+	if w.deaf && to.Addr().IsMulticast() {
+		return nil
+	}
+	now := time.Now()
+	for _, s := range w.sockets[to] {
+		l := w.links[s.host]
+		if l == nil {
+			l = &wireLink{delay: 100 * time.Microsecond}
+			w.links[s.host] = l
+		}
+		copies := 1
+		if w.random.Float64() < l.double {
+			copies = 2
+		}
+		for range copies {
+			if l.cut || w.random.Float64() < l.loss {
+				l.lost++
+				continue
+			}
+			wait := l.delay
+			if l.jitter > 0 {
+				wait += time.Duration(w.random.Int64N(int64(l.jitter)))
+			}
+			if l.rate > 0 {
+				if l.free.Before(now) {
+					l.free = now
+				}
+				if l.free.Sub(now) > l.queue {
+					l.lost++
+					continue
+				}
+				l.free = l.free.Add(time.Duration(float64(len(p)+wireHeaders) / l.rate * 1e9))
+				wait += l.free.Sub(now)
+			}
+			l.bytes += len(p) + wireHeaders
+			m := wirePacket{append([]byte(nil), p...), from}
+			time.AfterFunc(wait, func() {
+				select {
+				case s.in <- m:
+				case <-s.done:
+				default: // the socket's buffer is full
+				}
+			})
+		}
+	}
+	return nil
+}
