@@ -57,6 +57,9 @@ type Cluster struct {
 	rules rules
 	whole bool // frames may be longer than the MTU
 
+	rootKey  key
+	hostKeys []key
+
 	namespace *os.File // the switch's
 	handle    *netlink.Handle
 	bridge    netlink.Link
@@ -154,6 +157,9 @@ func (c *Cluster) create(ctx context.Context) (err error) {
 	}
 	// Not every path that works here does in a host, whose working directory is another.
 	if c.dir, err = filepath.Abs(c.dir); err != nil {
+		return err
+	}
+	if err := c.createKeys(); err != nil {
 		return err
 	}
 	if err := c.createSwitch(); err != nil {

@@ -105,6 +105,9 @@ func (h *Host) files() (map[string]string, error) {
 			return nil, err
 		}
 	}
+	if err := h.keys(); err != nil {
+		return nil, err
+	}
 	hosts := "127.0.0.1 localhost\n"
 	for n := range h.cluster.options.Hosts {
 		hosts += fmt.Sprintf("%v %s\n", hostAddress(n), hostName(n))
