@@ -198,6 +198,9 @@ func (n *Network) join(t *trunk, home *os.File) error {
 	if err := n.handle.LinkSetMTU(n.bridge, t.fabric.MTU); err != nil {
 		return fmt.Errorf("set the bridge's MTU to %d: %w", t.fabric.MTU, err)
 	}
+	if err := n.filter.admitHosts(t.link); err != nil {
+		return err
+	}
 	if err := n.handle.LinkSetUp(t.link); err != nil {
 		return fmt.Errorf("bring VXLAN device up: %w", vxlanUpError(err))
 	}

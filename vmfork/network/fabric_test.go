@@ -61,14 +61,19 @@ func newTestHosts(t *testing.T, count int, v6 bool) []*testHost {
 		must(t, handle.LinkAdd(veth))
 		must(t, handle.LinkSetMaster(veth, bridge))
 		must(t, handle.LinkSetUp(veth))
-		eth0, err := h.handle.LinkByName("eth0")
-		must(t, err)
-		// Without it, an IPv6 address is of no use for a second or two.
-		must(t, h.handle.AddrAdd(eth0, &netlink.Addr{IPNet: ipNet(prefix), Flags: unix.IFA_F_NODAD}))
-		must(t, h.handle.LinkSetUp(eth0))
+		addAddress(t, h, prefix)
 		hosts = append(hosts, h)
 	}
 	return hosts
+}
+
+func addAddress(t *testing.T, h *testHost, prefix netip.Prefix) {
+	t.Helper()
+	eth0, err := h.handle.LinkByName("eth0")
+	must(t, err)
+	// Without the flag, an IPv6 address is of no use for a second or two.
+	must(t, h.handle.AddrAdd(eth0, &netlink.Addr{IPNet: ipNet(prefix), Flags: unix.IFA_F_NODAD}))
+	must(t, h.handle.LinkSetUp(eth0))
 }
 
 // joined makes a network on each host; the first has the gateway.

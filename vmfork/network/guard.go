@@ -52,7 +52,7 @@ func newGuard(home *os.File, f Fabric) (*nft, error) {
 		load(expr.PayloadBaseNetworkHeader, destination, size), equal(f.Local.AsSlice()),
 		load(expr.PayloadBaseTransportHeader, 0, 2),
 		&expr.Cmp{Op: expr.CmpOpLte, Register: 1, Data: binaryutil.BigEndian.PutUint16(highestSource)},
-		&expr.Verdict{Kind: expr.VerdictAccept},
+		accept(),
 	)})
 	g.AddRule(&nftables.Rule{Table: g.table, Chain: chain, Exprs: append(ours, &expr.Verdict{Kind: expr.VerdictDrop})})
 	if err := g.Flush(); err != nil {
@@ -71,7 +71,7 @@ func addrElements(addrs []netip.Addr) []nftables.SetElement {
 }
 
 // load and equal are what rules are made of: bytes of a packet's header into register 1, and what must be there.
-func load(base expr.PayloadBase, offset, length uint32) expr.Any {
+func load(base expr.PayloadBase, offset, length uint32) *expr.Payload {
 	return &expr.Payload{OperationType: expr.PayloadLoad, DestRegister: 1, Base: base, Offset: offset, Len: length}
 }
 

@@ -30,6 +30,7 @@ type Network struct {
 	mu     sync.Mutex
 	handle *netlink.Handle // a netlink socket inside; nil after Close
 	bridge netlink.Link
+	filter filter
 	plugs  map[int]*plug
 	trunk  *trunk // to the other hosts, or nil
 }
@@ -56,6 +57,7 @@ func (n *Network) create() (err error) {
 	}
 	err = n.inside(func() (err error) {
 		quietIPv6("all", "default")
+		quietBridge()
 		if n.handle, err = netlink.NewHandle(unix.NETLINK_ROUTE); err != nil {
 			return err
 		}
@@ -85,6 +87,9 @@ func (n *Network) create() (err error) {
 	}
 	if n.bridge, err = n.handle.LinkByName(bridgeName); err != nil {
 		return fmt.Errorf("find bridge: %w", err)
+	}
+	if err := n.addFilter(lo); err != nil {
+		return err
 	}
 	host := n.hostPrefix()
 	if err := n.handle.AddrAdd(n.bridge, &netlink.Addr{IPNet: ipNet(host)}); err != nil {
@@ -168,6 +173,7 @@ func (n *Network) Close() error {
 		n.remover.Close()
 		n.remover = nil
 	}
+	n.filter.close()
 	if n.trunk != nil {
 		errs = append(errs, n.trunk.guard.close())
 		n.trunk = nil
@@ -239,6 +245,14 @@ func openNamespace() (*os.File, error) { return os.Open("/proc/thread-self/ns/ne
 func quietIPv6(names ...string) {
 	for _, name := range names {
 		_ = os.WriteFile("/proc/sys/net/ipv6/conf/"+name+"/disable_ipv6", []byte("1"), 0)
+	}
+}
+
+// quietBridge keeps frames between ports from the IP filters, to which some kernels show them too. The bridge's own have
+// seen them. A kernel without that knows none of these switches.
+func quietBridge() {
+	for _, name := range []string{"iptables", "ip6tables", "arptables"} {
+		_ = os.WriteFile("/proc/sys/net/bridge/bridge-nf-call-"+name, []byte("0"), 0)
 	}
 }
 

@@ -27,7 +27,7 @@ func (n *Network) Spare(id int) (*os.File, error) {
 		if !strings.HasSuffix(p.tap.link.Attrs().Name, "b") {
 			name += "b"
 		}
-		t, err := n.addTap(name)
+		t, err := n.addTap(name, n.plan.IP(id))
 		if err != nil {
 			return err
 		}

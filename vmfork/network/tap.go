@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"os"
 
 	"github.com/vishvananda/netlink"
@@ -38,6 +39,7 @@ func (p *plug) taps() []*tap {
 type tap struct {
 	file *os.File
 	link netlink.Link
+	ip   netip.Addr // the member's
 }
 
 // AddTap makes the tap of a member: on the bridge, down, and gone when its last descriptor is closed. The file stays the
@@ -58,7 +60,7 @@ func (n *Network) AddTap(id int) (*os.File, error) {
 	if err := n.forget(id); err != nil {
 		return nil, fmt.Errorf("add tap of member %d: forget where it was: %w", id, err)
 	}
-	t, err := n.addTap(fmt.Sprintf("tap%d", id))
+	t, err := n.addTap(fmt.Sprintf("tap%d", id), n.plan.IP(id))
 	if err == nil {
 		if err = n.point(id, t); err != nil {
 			t.file.Close()
@@ -71,9 +73,10 @@ func (n *Network) AddTap(id int) (*os.File, error) {
 	return t.file, nil
 }
 
-// addTap makes a tap that is on the bridge, and that the bridge knows no address behind.
-func (n *Network) addTap(name string) (t *tap, err error) {
-	t = new(tap)
+// addTap makes a tap that is on the bridge, by which only the member with this address can send, and that the bridge knows
+// no address behind.
+func (n *Network) addTap(name string, ip netip.Addr) (t *tap, err error) {
+	t = &tap{ip: ip}
 	// A tap is born in the namespace of the thread that opens the device.
 	err = n.inside(func() (err error) {
 		t.file, err = openTap(name)
@@ -108,6 +111,9 @@ func (n *Network) addTap(name string) (t *tap, err error) {
 	}
 	if err := n.handle.LinkSetFlood(t.link, false); err != nil {
 		return nil, fmt.Errorf("stop flooding to %s: %w", name, err)
+	}
+	if err := n.filter.admit(t); err != nil {
+		return nil, err
 	}
 	return t, nil
 }
@@ -217,7 +223,7 @@ func (n *Network) Remove(id int) error {
 
 // unplug deletes a tap, and with it what the bridge knows to be behind it. Its caller holds removals.
 func (n *Network) unplug(t *tap) error {
-	return errors.Join(n.remover.LinkDel(t.link), t.file.Close())
+	return errors.Join(n.remover.LinkDel(t.link), t.file.Close(), n.filter.expel(t))
 }
 
 // withPlug runs f with mu held.
