@@ -128,6 +128,9 @@ func (f *Fetch) data(m []byte, counter uint64, multicast bool, now time.Time) er
 		return nil // not welcomed yet: it will be asked for
 	}
 	if multicast {
+		if now.Sub(f.active) >= 2*reportEvery {
+			f.kicked() // whoever reports has been resting
+		}
 		f.active = now
 		f.delay.measure(microseconds(now)-d.stamp, now)
 		if d.flags&flagUrgent == 0 {

@@ -43,13 +43,10 @@ func (f *Fetch) tend() {
 		if busy {
 			timer.Reset(reportEvery)
 		} else {
-			timer.Reset(idleLook)
+			timer.Reset(heartbeat)
 		}
 	}
 }
-
-// idleLook is how often a member that gets nothing looks whether that has changed.
-const idleLook = 20 * time.Millisecond
 
 // makeReport makes a report, and says whether there is anything in it but a sign of life.
 func (f *Fetch) makeReport(now time.Time) (r report, busy bool) {
