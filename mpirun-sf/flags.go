@@ -44,6 +44,10 @@ Options:
     --start-timeout T    how long clones and ranks may take to start (default 2m)
     --window SIZE        read around a page fault: 4K to 128K (default 32K)
     --accel kvm|tcg      take this instead of what the probe of KVM says
+    --hosts H[:N],...    hosts that carry the clones, with N ranks each at most,
+                         reached by SSH; the first ones are filled first
+    --hostfile FILE      the same from a file, in MPICH's or Open MPI's format
+    --distribution MODE  how hosts get memory: auto, multicast, unicast or tree
     --parent-ranks       inside a virtual machine: it runs the first ranks itself
     -q                   no lines of mpirun-sf's own but errors
     -v                   a timeline, and bytes fetched by path
@@ -73,6 +77,7 @@ type options struct {
 	window        int
 	accel         string
 	parentRanks   bool
+	hostOptions
 	argv          []string
 	given         []string // the names of the options that were given
 }
@@ -106,6 +111,7 @@ func launcherApp() *cli.App {
 		&cli.BoolFlag{Name: "v", Aliases: []string{"verbose"}},
 		&cli.StringFlag{Name: "log-format", Value: "text"},
 	}
+	app.Flags = append(app.Flags, hostFlags()...)
 	// -v is verbose here, as it is for mpiexec; the library wants it for the version.
 	app.HideVersion = true
 	app.Flags = append(app.Flags, &cli.BoolFlag{Name: "version", Aliases: []string{"V"}})
@@ -171,19 +177,6 @@ func parseOptions(c *cli.Context) (options, error) {
 		parentRanks: c.Bool("parent-ranks"),
 		argv:        c.Args().Slice(), given: c.LocalFlagNames(),
 	}
-	switch f := c.String("log-format"); f {
-	case "text":
-	case "json":
-		tui.asJSON()
-	default:
-		return o, fmt.Errorf("--log-format %s: it is text or json", f)
-	}
-	if c.Bool("v") {
-		tui.level = verbose
-	}
-	if c.Bool("q") {
-		tui.level = quiet
-	}
 	if err := takeOutputOptions(c); err != nil {
 		return o, err
 	}
@@ -197,43 +190,7 @@ func parseOptions(c *cli.Context) (options, error) {
 		return o, fmt.Errorf("-ppn %d: a clone has from 1 to 255 ranks", o.ppn)
 	}
 	o.ppn = min(o.ppn, o.np)
-	if !slices.Contains([]string{"", "kvm", "tcg"}, o.accel) {
-		return o, fmt.Errorf("--accel %s: it is kvm or tcg", o.accel)
-	}
-	if o.startLimit <= 0 {
-		return o, fmt.Errorf("--start-timeout %v: it is a time such as 90s or 5m", o.startLimit)
-	}
-	var err error
-	if o.memory, err = parseSize(c.String("memory")); err != nil || o.memory < 128<<20 || o.memory > 1<<40 {
-		return o, fmt.Errorf("--memory %s: it is a size from 128M, such as 512M or 2G", c.String("memory"))
-	}
-	o.memory = o.memory >> 20 << 20
-	window, err := parseSize(c.String("window"))
-	if err != nil || window < 4<<10 || window > 128<<10 {
-		return o, fmt.Errorf("--window %s: it is a size from 4K to 128K", c.String("window"))
-	}
-	o.window = int(window)
-	for _, e := range o.env {
-		if name, _, ok := strings.Cut(e, "="); !ok || name == "" {
-			return o, fmt.Errorf("-env %s: it takes a name and a value: -env NAME VALUE", e)
-		}
-	}
-	if o.dir = c.String("wdir"); o.dir == "" {
-		o.dir, err = os.Getwd()
-	} else {
-		o.dir, err = filepath.Abs(o.dir)
-	}
-	if err != nil {
-		return o, fmt.Errorf("find the working directory: %w", err)
-	}
-	for _, s := range c.StringSlice("share") {
-		one, err := parseShare(s)
-		if err != nil {
-			return o, err
-		}
-		o.shares = append(o.shares, one)
-	}
-	return o, nil
+	return o, parseCommon(c, &o)
 }
 
 // takeOutputOptions says how mpirun-sf's own lines are to be.
@@ -263,6 +220,9 @@ func parseCommon(c *cli.Context, o *options) error {
 		return fmt.Errorf("--start-timeout %v: it is a time such as 90s or 5m", o.startLimit)
 	}
 	var err error
+	if o.hostOptions, err = parseHosts(c); err != nil {
+		return err
+	}
 	if o.memory, err = parseSize(c.String("memory")); err != nil || o.memory < 128<<20 || o.memory > 1<<40 {
 		return fmt.Errorf("--memory %s: it is a size from 128M, such as 512M or 2G", c.String("memory"))
 	}

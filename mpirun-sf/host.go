@@ -24,7 +24,9 @@ import (
 // for the program, and a daemon of its own makes them.
 type host struct {
 	*job
+	told   func(sfld.Notice) // takes the daemon's notices
 	daemon *sfld.Client
+	leave  func() // ends the daemons of other hosts
 	ticket ticket.Ticket
 }
 
@@ -38,8 +40,15 @@ func (j *host) check() error {
 	return j.checkFolders()
 }
 
-func (j *host) open(ctx context.Context) (err error) {
-	j.daemon, err = j.startDaemon(ctx, j.notice)
+func (j *host) open(ctx context.Context) error {
+	daemon, err := j.startDaemon(ctx, j.told)
+	if err != nil {
+		return err
+	}
+	j.daemon = daemon
+	if j.leave, err = j.join(ctx, daemon); err != nil {
+		j.close()
+	}
 	return err
 }
 
@@ -49,7 +58,11 @@ func (j *host) end(ctx context.Context) error {
 	return j.daemon.Kill(ctx, j.ticket)
 }
 
-func (j *host) close() error { return j.daemon.Close() }
+func (j *host) close() error {
+	err := j.daemon.Close()
+	j.leave()
+	return err
+}
 
 // startDaemon starts the daemon that owns what the job makes.
 func (j *job) startDaemon(ctx context.Context, notice func(sfld.Notice)) (*sfld.Client, error) {

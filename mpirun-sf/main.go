@@ -115,9 +115,12 @@ func commandsApp() *cli.App {
 	app := baseApp()
 	app.Commands = []*cli.Command{
 		vmCommand(), imageCommand(), doctorCommand(), cleanCommand(),
-		{Name: "sfld", Hidden: true, Action: func(c *cli.Context) error {
+		{Name: "sfld", Hidden: true, Flags: []cli.Flag{&cli.BoolFlag{Name: "host"}}, Action: func(c *cli.Context) error {
 			// A guest's worth of garbage is not worth a collection under a fork.
 			debug.SetGCPercent(400)
+			if c.Bool("host") {
+				return sfld.HostMain(c.Context, version)
+			}
 			return sfld.Main(c.Context)
 		}},
 		{Name: "ranks", Hidden: true, Action: func(*cli.Context) error { return ranksMain() }},

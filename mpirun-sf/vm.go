@@ -87,7 +87,7 @@ func vmCommand() *cli.Command {
 }
 
 func vmFlags() []cli.Flag {
-	return []cli.Flag{
+	return append(hostFlags(), []cli.Flag{
 		&cli.StringFlag{Name: "name", Value: "parent"},
 		&cli.StringFlag{Name: "memory", Value: "1G"},
 		&cli.IntFlag{Name: "cpus", Value: runtime.NumCPU()},
@@ -104,7 +104,7 @@ func vmFlags() []cli.Flag {
 		&cli.BoolFlag{Name: "q", Aliases: []string{"quiet"}},
 		&cli.BoolFlag{Name: "v", Aliases: []string{"verbose"}},
 		&cli.StringFlag{Name: "log-format", Value: "text"},
-	}
+	}...)
 }
 
 // normaliseVM is normalise for a command line of vm run, and changes no other.

@@ -29,6 +29,7 @@ type vm struct {
 // runVM starts a machine, runs a command in it, and ends it.
 func runVM(ctx context.Context, o vmOptions) (err error) {
 	v := &vm{host: &host{job: newJob(o.options)}, vmOptions: o, at: vmName{o.name}, gone: make(chan string, 1)}
+	v.told = v.notice
 	if err := v.check(ctx); err != nil {
 		return err
 	}
@@ -54,12 +55,12 @@ func runVM(ctx context.Context, o vmOptions) (err error) {
 	if err := v.at.writeKeys(); err != nil {
 		return err
 	}
-	if v.daemon, err = v.startDaemon(ctx, v.notice); err != nil {
+	if err := v.open(ctx); err != nil {
 		return err
 	}
 	defer func() {
 		tui.EndStep()
-		if closeErr := v.daemon.Close(); err == nil {
+		if closeErr := v.close(); err == nil {
 			err = closeErr
 		}
 		v.phase("machine ended and cleaned up")

@@ -39,7 +39,7 @@ type JoinArgs struct {
 // JoinHost is one of them.
 type JoinHost struct {
 	Name        string
-	Listen      netip.AddrPort
+	Addresses   []netip.AddrPort // where its daemon listens, best first
 	Fingerprint link.Fingerprint
 	Slots       int // virtual CPUs of clones that it may carry, 0: as many as fit
 }
@@ -90,19 +90,24 @@ func (s *service) Join(args JoinArgs, _ *int) error {
 	if err != nil {
 		return err
 	}
-	here, err := link.RouteTo(args.Hosts[0].Listen.Addr())
+	links, err := dial(s.ctx, id, args.Hosts)
 	if err != nil {
 		return err
 	}
+	here := links[0].LocalAddr().Addr()
 	peers := []carrier.Peer{{
 		Name: e.local.Name(), Address: here, Fingerprint: id.Fingerprint(),
 		Listen: netip.AddrPortFrom(here, listener.Addr().Port()),
 	}}
-	for _, h := range args.Hosts {
-		peers = append(peers, carrier.Peer{Name: h.Name, Address: h.Listen.Addr(), Listen: h.Listen, Fingerprint: h.Fingerprint})
+	for i, h := range args.Hosts {
+		at := links[i].RemoteAddr()
+		peers = append(peers, carrier.Peer{Name: h.Name, Address: at.Addr(), Listen: at, Fingerprint: h.Fingerprint})
 		listener.AllowHost(h.Name, h.Fingerprint)
 	}
 	m := &mesh{Mesh: carrier.NewMesh(e.ctx, id, 0, peers)}
+	for _, l := range links {
+		m.Adopt(l)
+	}
 	go accept(listener, m.Mesh)
 	how := carrier.Connection{Mode: args.Mode, Port: vxlanPort}
 	rand.Read(how.Key[:])
@@ -119,6 +124,31 @@ func (s *service) Join(args JoinArgs, _ *int) error {
 	}
 	e.mesh, m.mtu = m, how.MTU
 	return e.connect(s.ctx, args, peers, how)
+}
+
+// dial connects to the daemons of hosts, or says which cannot be reached.
+func dial(ctx context.Context, id *link.Identity, hosts []JoinHost) ([]*link.Link, error) {
+	links := make([]*link.Link, len(hosts))
+	named := make([]allocator.Host, len(hosts))
+	errs := make([]error, len(hosts))
+	var group errgroup.Group
+	for i, h := range hosts {
+		named[i].Name = h.Name
+		group.Go(func() error {
+			links[i], errs[i] = link.DialAny(ctx, id, h.Addresses, h.Fingerprint, link.Host(h.Name))
+			return nil
+		})
+	}
+	group.Wait()
+	err := allocator.CollectErrors(named, errs)
+	if err != nil {
+		for _, l := range links {
+			if l != nil {
+				l.Close()
+			}
+		}
+	}
+	return links, err
 }
 
 // connect makes the other daemons carriers of the job.
