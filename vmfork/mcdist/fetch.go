@@ -1,0 +1,445 @@
+package mcdist
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/bits-and-blooms/bitset"
+
+	"github.com/mpirun-sf/mpirun-sf/vmfork/slice"
+)
+
+// hedgeTime is how long a fault relies on blocks that are asked for in bulk already, and come soon, before it asks for
+// them itself.
+const hedgeTime = 10 * time.Millisecond
+
+// Sink takes the blocks of one slice. A *slice.Slice from slice.Far is one. If it is a Source as well, this node can
+// relay what has come to other hosts.
+type Sink interface {
+	// Arrive is given whole blocks, from block first on, perhaps twice. It may be called by several goroutines at once,
+	// and must not keep p.
+	Arrive(p []byte, first int64) error
+}
+
+// Fetch is a slice of another host, whose blocks come here as they are asked for, or pushed.
+type Fetch struct {
+	node   *Node
+	id     ID
+	object bool
+	origin int
+	blocks int64
+	sink   Sink
+	store  Source // the sink, if it can be read
+	ctx    context.Context
+	cancel context.CancelFunc
+
+	mu       sync.Mutex
+	have     *bitset.BitSet // have come
+	coming   *bitset.BitSet // asked for in bulk
+	calls    map[int64]*call
+	up       int // who is asked in bulk: the origin or a relay
+	queue    []span
+	pulling  bool              // a goroutine works on the queue
+	parked   map[int64][]*feed // wait here to be relayed
+	closed   bool
+	arriving int
+	idle     *sync.Cond // arriving is 0
+}
+
+// call is what one Bring waits for: blocks that it was the first to ask for.
+type call struct {
+	spans []span
+	left  int64 // blocks
+	err   error // once done is closed
+	done  chan struct{}
+	hedge *time.Timer
+}
+
+// Open begins to fetch a slice of size bytes from the host that has it. Blocks come into to, from now until Close. One
+// Fetch of an id may be open in a node.
+func (n *Node) Open(origin int, id ID, size int64, to Sink) (*Fetch, error) {
+	if origin == n.config.Self || origin < 0 || origin >= len(n.config.Hosts) || size <= 0 || size > slice.MaxImageSize {
+		return nil, fmt.Errorf("fetch slice %v: %d bytes from host number %d cannot be", id, size, origin)
+	}
+	f := newFetch(n, origin, id, size, to)
+	if err := n.addFetch(f); err != nil {
+		f.cancel()
+		return nil, fmt.Errorf("fetch slice %v: %w", id, err)
+	}
+	n.lane(origin, urgent).open()
+	f.join(n.others(origin))
+	for _, o := range n.keptOffers(f) {
+		f.takeOffer(o)
+	}
+	return f, nil
+}
+
+func newFetch(n *Node, origin int, id ID, size int64, to Sink) *Fetch {
+	f := &Fetch{
+		node: n, id: id, origin: origin, up: origin, blocks: (size + slice.BlockSize - 1) / slice.BlockSize, sink: to,
+		have: &bitset.BitSet{}, coming: &bitset.BitSet{}, calls: make(map[int64]*call), parked: make(map[int64][]*feed),
+	}
+	f.store, _ = to.(Source)
+	f.idle = sync.NewCond(&f.mu)
+	f.ctx, f.cancel = context.WithCancel(n.ctx)
+	return f
+}
+
+// Bring returns when n blocks from block first on have been given to the sink. It overtakes all bulk. Calls for the same
+// blocks share an answer. It goes on through broken connections for as long as ctx and Config.Patience allow.
+func (f *Fetch) Bring(ctx context.Context, first, n int64) error {
+	if first < 0 || n <= 0 || n > f.blocks-first {
+		return fmt.Errorf("bring blocks of slice %v: %d from %d are not in its %d", f.id, n, first, f.blocks)
+	}
+	start := time.Now()
+	if err := f.bring(ctx, first, n); err != nil {
+		return fmt.Errorf("bring %d blocks from %d of slice %v from host %s: %w", n, first, f.id, f.node.name(f.origin), err)
+	}
+	f.node.count.latency.add(time.Since(start))
+	return nil
+}
+
+func (f *Fetch) bring(ctx context.Context, first, n int64) error {
+	own, ask, others, err := f.call(first, n)
+	if err != nil {
+		return err
+	}
+	if len(ask) > 0 {
+		f.ask(ask)
+	}
+	for _, c := range others {
+		if err := c.wait(ctx); err != nil {
+			return err
+		}
+	}
+	if own != nil {
+		return own.wait(ctx)
+	}
+	return nil
+}
+
+func (c *call) wait(ctx context.Context) error {
+	select {
+	case <-c.done:
+		return c.err
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// call enters a call for the blocks that nobody has called for, and finds the calls for the others. What has to be asked
+// for is in ask: not those that are on their way here from the origin, for they stand behind little.
+func (f *Fetch) call(first, n int64) (own *call, ask []span, others []*call, err error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.closed {
+		return nil, nil, nil, ErrClosed
+	}
+	var joined []span
+	for b := first; b < first+n; b++ {
+		if f.have.Test(uint(b)) {
+			continue
+		}
+		if c := f.calls[b]; c != nil {
+			if c != own && (len(others) == 0 || others[len(others)-1] != c) {
+				others = append(others, c)
+			}
+			continue
+		}
+		if own == nil {
+			own = &call{done: make(chan struct{})}
+		}
+		f.calls[b] = own
+		own.left++
+		own.spans = extend(own.spans, b)
+		if f.up == f.origin && f.coming.Test(uint(b)) {
+			joined = extend(joined, b)
+		} else {
+			ask = extend(ask, b)
+		}
+	}
+	if joined != nil {
+		own.hedge = time.AfterFunc(hedgeTime, func() { f.hurry(own, joined) })
+	}
+	return own, ask, others, nil
+}
+
+// extend adds a block to runs of blocks that come in order.
+func extend(spans []span, block int64) []span {
+	if last := len(spans) - 1; last >= 0 && spans[last].first+spans[last].n == block {
+		spans[last].n++
+		return spans
+	}
+	return append(spans, span{block, 1})
+}
+
+// ask asks the origin for blocks that somebody waits for. Faults never go to a relay: most of what it could answer was
+// pushed here as well, so it would have to ask in its turn, and a fault would take two round trips or more.
+func (f *Fetch) ask(spans []span) {
+	for len(spans) > 0 {
+		n := min(len(spans), maxSpans)
+		f.node.count.request(urgent, true)
+		f.node.lane(f.origin, urgent).ask(&want{f: f, kind: urgent, host: f.origin, spans: spans[:n]})
+		spans = spans[n:]
+	}
+}
+
+// hurry asks for what a call has relied on to come in bulk and has not.
+func (f *Fetch) hurry(c *call, spans []span) {
+	f.mu.Lock()
+	var ask []span
+	for _, s := range spans {
+		for b := s.first; b < s.first+s.n; b++ {
+			if f.calls[b] == c {
+				ask = extend(ask, b)
+			}
+		}
+	}
+	f.mu.Unlock()
+	f.ask(ask)
+}
+
+// arrive gives the sink what has not come before, and wakes who waits for it.
+func (f *Fetch) arrive(p []byte, first int64, way Way, kind int) error {
+	n := int64(len(p)) / slice.BlockSize
+	if n == 0 || n*slice.BlockSize != int64(len(p)) || first < 0 || first > f.blocks-n {
+		return fmt.Errorf("%w: %d bytes for block %d of %d", errFrame, len(p), first, f.blocks)
+	}
+	f.mu.Lock()
+	if f.closed {
+		f.mu.Unlock()
+		return ErrClosed
+	}
+	f.arriving++
+	var runs []span
+	for b := first; b < first+n; b++ {
+		if !f.have.Test(uint(b)) {
+			runs = extend(runs, b)
+		}
+	}
+	f.mu.Unlock()
+
+	var err error
+	fresh := int64(0)
+	for _, r := range runs {
+		off := (r.first - first) * slice.BlockSize
+		if err = f.sink.Arrive(p[off:off+r.n*slice.BlockSize], r.first); err != nil {
+			break
+		}
+		fresh += r.n
+		f.landed(r)
+	}
+	f.node.count.blocks(way, kind, fresh, n-fresh)
+
+	f.mu.Lock()
+	if f.arriving--; f.arriving == 0 {
+		f.idle.Broadcast()
+	}
+	f.mu.Unlock()
+	if err != nil {
+		return fmt.Errorf("keep blocks from %d: %w", first, err)
+	}
+	return nil
+}
+
+// landed enters blocks that the sink has.
+func (f *Fetch) landed(r span) {
+	f.mu.Lock()
+	f.have.SetRange(uint(r.first), uint(r.first+r.n))
+	var relay []relayed
+	for b := r.first; b < r.first+r.n; b++ {
+		f.coming.Clear(uint(b))
+		if c := f.calls[b]; c != nil {
+			delete(f.calls, b)
+			if c.left--; c.left == 0 {
+				c.finish(nil)
+			}
+		}
+		if len(f.parked) > 0 {
+			for _, p := range f.parked[b] {
+				relay = append(relay, relayed{p, b})
+			}
+			delete(f.parked, b)
+		}
+	}
+	f.mu.Unlock()
+	for _, r := range relay {
+		r.arrived(r.block)
+	}
+}
+
+// finish wakes those who wait for a call. The fetch's lock is held.
+func (c *call) finish(err error) {
+	if c.hedge != nil {
+		c.hedge.Stop()
+	}
+	c.err = err
+	close(c.done)
+}
+
+// missing returns which of the blocks have not come, at most maxSpans runs of them.
+func (f *Fetch) missing(spans []span) (rest []span) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.closed {
+		return nil
+	}
+	for _, s := range spans {
+		for b := s.first; b < s.first+s.n; b++ {
+			if !f.have.Test(uint(b)) {
+				rest = extend(rest, b)
+			}
+		}
+	}
+	return rest
+}
+
+// fail ends the calls that wait for any of these blocks.
+func (f *Fetch) fail(spans []span, err error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, s := range spans {
+		for b := s.first; b < s.first+s.n; b++ {
+			if c := f.calls[b]; c != nil {
+				f.forget(c)
+				c.finish(err)
+			}
+		}
+	}
+}
+
+// forget removes a call. The lock is held.
+func (f *Fetch) forget(c *call) {
+	for _, s := range c.spans {
+		for b := s.first; b < s.first+s.n; b++ {
+			if f.calls[b] == c {
+				delete(f.calls, b)
+			}
+		}
+	}
+}
+
+// Close ends the fetch. Calls that wait fail with ErrClosed, and the sink is given nothing any more once it returns. It
+// must not be called by the sink.
+func (f *Fetch) Close() {
+	f.node.removeFetch(f)
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if !f.closed {
+		f.closed = true
+		f.cancel()
+		for len(f.calls) > 0 {
+			for _, c := range f.calls {
+				f.forget(c)
+				c.finish(ErrClosed)
+				break
+			}
+		}
+		for _, all := range f.parked {
+			for _, p := range all {
+				go p.giveUp(errRelay)
+			}
+		}
+		clear(f.parked)
+	}
+	for f.arriving > 0 {
+		f.idle.Wait()
+	}
+}
+
+// want is a request for blocks.
+type want struct {
+	f     *Fetch
+	kind  int // urgent or bulk
+	host  int
+	spans []span
+	order *order // bulk: whose it is
+	pace  *pace  // bulk: of the host
+	share portion
+	cut   atomic.Bool // it was asked for in part
+}
+
+func (w *want) relayed() bool { return w.host != w.f.origin }
+
+func (w *want) request(buf []byte, number uint32) []byte {
+	spans := w.f.missing(w.spans)
+	if len(spans) > maxSpans {
+		spans = spans[:maxSpans]
+		w.cut.Store(true)
+	}
+	if len(spans) == 0 {
+		return buf
+	}
+	start := len(buf)
+	var flags uint8
+	if w.f.object {
+		flags |= flagObject
+	}
+	if w.relayed() {
+		flags |= flagRelay
+	}
+	buf = appendWant(buf, flags, number, w.f.id, spans)
+	if w.pace != nil {
+		setShare(buf, start, w.pace.sent(&w.share))
+	}
+	return buf
+}
+
+func (w *want) answer(f *frame, scratch []byte) (last bool, err error) {
+	if f.kind != kindBlocks {
+		return false, fmt.Errorf("%w: kind %d for an answer with blocks", errFrame, f.kind)
+	}
+	first, p, err := unpack(f, scratch)
+	if err != nil {
+		return false, err
+	}
+	way := ByUnicast
+	if w.relayed() {
+		way = ByTree
+	}
+	last = f.flags&flagLast != 0
+	if w.pace != nil {
+		w.pace.came(&w.share, int64(len(p)), int(f.share), last)
+	}
+	return last, w.f.arrive(p, first, way, w.f.counted(w.kind))
+}
+
+// counted is what the blocks of a request are counted as.
+func (f *Fetch) counted(kind int) int {
+	if f.object {
+		return objects
+	}
+	return kind
+}
+
+func (w *want) end(err error) {
+	if w.pace != nil {
+		w.pace.release(&w.share)
+	}
+	rest := w.f.missing(w.spans)
+	if len(rest) == 0 {
+		err = nil
+	} else if err == nil && !w.cut.Load() {
+		err = errors.New("the answer ended before all blocks had come")
+	}
+	if w.kind == urgent {
+		if err != nil {
+			w.f.fail(rest, err)
+		} else {
+			w.f.ask(rest)
+		}
+		return
+	}
+	w.f.settle(w, rest, err)
+}
+
+func (w *want) patience() time.Duration {
+	if w.relayed() {
+		return relayPatience
+	}
+	return w.f.node.config.Patience
+}
