@@ -78,8 +78,8 @@ type options struct {
 	accel         string
 	parentRanks   bool
 	hostOptions
-	argv          []string
-	given         []string // the names of the options that were given
+	argv  []string
+	given []string // the names of the options that were given
 }
 
 // shareOption is a folder to share.

@@ -200,12 +200,17 @@ func (j *host) judgeTicket(g sfld.Granted, wanted int) error {
 	m := len(g.Ticket.Clones)
 	if m < wanted {
 		gb := func(n int64) float64 { return float64(n) / (1 << 30) }
-		what := fmt.Sprintf("%s of %.1f GB fit into the %.1f GB that are free here (hypervisor included), for -np %d %d are needed",
+		what := fmt.Sprintf("%s of %.1f GB fit into the %.1f GB that are free (hypervisor included), for -np %d %d are needed",
 			plural(m, "clone"), gb(g.Each), gb(g.Free), j.np, wanted)
-		if j.strict && m >= g.Cores/j.ppn {
+		if g.Slots > 0 && m >= g.Slots/j.ppn {
+			what = fmt.Sprintf("%s with %s for %s of %s, for -np %d %d are needed",
+				plural(g.Hosts, "host"), plural(g.Slots, "slot"), plural(m, "clone"), plural(j.ppn, "rank"), j.np, wanted)
+		} else if j.strict && m >= g.Cores/j.ppn {
 			what = fmt.Sprintf("--strict: this machine's %d cores carry %s of %d virtual CPUs, for -np %d %d are needed", g.Cores, plural(m, "clone"), j.ppn, j.np, wanted)
 		}
 		switch {
+		case g.Slots > 0 && m == 0:
+			return fmt.Errorf("%s: ask for fewer ranks on each clone with -ppn, or for more slots", what)
 		case m == 0:
 			return fmt.Errorf("%s: ask for fewer, or give each rank less with --memory", what)
 		case !j.oversubscribe:
@@ -214,7 +219,11 @@ func (j *host) judgeTicket(g sfld.Granted, wanted int) error {
 		tui.Notice("%s; %d ranks share %s", what, j.np, plural(m, "clone"))
 	}
 	if vcpus := m * j.ppn; vcpus > g.Cores {
-		tui.Notice("%d virtual CPUs on this machine's %d cores, expect them to take turns", vcpus, g.Cores)
+		where := fmt.Sprintf("this machine's %d cores", g.Cores)
+		if g.Hosts > 1 {
+			where = fmt.Sprintf("%d cores of %d hosts", g.Cores, g.Hosts)
+		}
+		tui.Notice("%d virtual CPUs on %s, expect them to take turns", vcpus, where)
 	}
 	return nil
 }

@@ -57,7 +57,7 @@ func TestBadInput(t *testing.T) {
 		"np 0":                   {[]string{"-np", "0", "./hello"}, []string{"-np 0", "from 1 to"}},
 		"np -1":                  {[]string{"-np", "-1", "./hello"}, []string{"-np -1", "from 1 to"}},
 		"np x":                   {[]string{"-np", "x", "./hello"}, []string{"np", "--help"}},
-		"np 10000":               {[]string{"-np", "10000", "./hello"}, []string{"clones of 0.5 GB fit into the", "GB that are free here", "-np 10000", "10000 are needed", "--memory", "--oversubscribe"}},
+		"np 10000":               {[]string{"-np", "10000", "./hello"}, []string{"clones of 0.5 GB fit into the", "GB that are free", "-np 10000", "10000 are needed", "--memory", "--oversubscribe"}},
 		"np 1000000":             {[]string{"-np", "1000000", "./hello"}, []string{"-np 1000000", "from 1 to"}},
 		"ppn 0":                  {[]string{"-ppn", "0", "./hello"}, []string{"-ppn 0"}},
 		"too little memory":      {[]string{"--memory", "1M", "./hello"}, []string{"--memory 1M", "128M"}},

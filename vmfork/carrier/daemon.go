@@ -16,6 +16,7 @@ import (
 	"github.com/mpirun-sf/mpirun-sf/vmfork/allocator"
 	"github.com/mpirun-sf/mpirun-sf/vmfork/link"
 	"github.com/mpirun-sf/mpirun-sf/vmfork/mcdist"
+	"github.com/mpirun-sf/mpirun-sf/vmfork/memtap"
 	"github.com/mpirun-sf/mpirun-sf/vmfork/network"
 	"github.com/mpirun-sf/mpirun-sf/vmfork/slice"
 	"github.com/mpirun-sf/mpirun-sf/vmfork/ticket"
@@ -382,6 +383,10 @@ func (r *remote) Import(args ImportArgs, _ *int) error {
 	return r.with(args.Limit, func(ctx context.Context, c *Carrier) error {
 		return c.Import(ctx, args.Generation, args.From)
 	})
+}
+
+func (r *remote) Trace(generation string, out *memtap.Trace) error {
+	return r.with(0, func(ctx context.Context, c *Carrier) (err error) { *out, err = c.Trace(ctx, generation); return err })
 }
 
 func (r *remote) Release(generation string, _ *int) error {

@@ -64,6 +64,9 @@ type Host interface {
 	Export(ctx context.Context, generation string, to []int) (Exported, error)
 	// Import brings a generation of another host, which was expected.
 	Import(ctx context.Context, generation string, from Exported) error
+	// Trace says which blocks of a generation's memory were read here, in their
+	// order.
+	Trace(ctx context.Context, generation string) (memtap.Trace, error)
 	// Release ends the coordinator's use of a generation.
 	Release(generation string)
 	// Withdraw ends what an export offers: nobody reads these slices any more.

@@ -15,6 +15,7 @@ import (
 	"github.com/mpirun-sf/mpirun-sf/vmfork/agent"
 	"github.com/mpirun-sf/mpirun-sf/vmfork/allocator"
 	"github.com/mpirun-sf/mpirun-sf/vmfork/link"
+	"github.com/mpirun-sf/mpirun-sf/vmfork/memtap"
 	"github.com/mpirun-sf/mpirun-sf/vmfork/network"
 	"github.com/mpirun-sf/mpirun-sf/vmfork/slice"
 	"github.com/mpirun-sf/mpirun-sf/vmfork/ticket"
@@ -226,6 +227,12 @@ func (r *Remote) Export(ctx context.Context, generation string, to []int) (out E
 // Import implements [Host].
 func (r *Remote) Import(ctx context.Context, generation string, from Exported) error {
 	return r.call(ctx, "Import", ImportArgs{generation, from, timeLeft(ctx)}, new(int))
+}
+
+// Trace implements [Host].
+func (r *Remote) Trace(ctx context.Context, generation string) (out memtap.Trace, err error) {
+	err = r.call(ctx, "Trace", generation, &out)
+	return out, err
 }
 
 // Release implements [Host].

@@ -1,6 +1,7 @@
 package carrier
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -33,21 +34,26 @@ func (c *Carrier) push(g *generation, trace memtap.Trace) {
 	}
 }
 
-// KeepTrace keeps what was read of the booted guest so far with its checkpoint,
-// if there is no trace yet. Without one, the next job has to read.
-func (c *Carrier) KeepTrace(generation string) {
+// Trace implements [Host].
+func (c *Carrier) Trace(_ context.Context, generation string) (memtap.Trace, error) {
+	return c.tap.Trace(generation), nil
+}
+
+// KeepTrace keeps what was read of the booted guest with its checkpoint, if
+// there is no trace yet. Without one, the next job has to read.
+func (c *Carrier) KeepTrace(generation string, trace memtap.Trace) {
 	g, err := c.retain(generation)
 	if err != nil {
 		return
 	}
-	if g.folder == "" { // it is not the cache's
+	if g.folder == "" || len(trace) == 0 { // it is not the cache's
 		c.release(g)
 		return
 	}
 	tmp := filepath.Join(c.image.Dir, fmt.Sprintf("%s%s-%d", tmpFiles, c.cfg.Job, c.number()))
 	c.background.Go(func() {
 		defer c.release(g)
-		saveTrace(filepath.Join(g.folder, traceFile), tmp, c.tap.Trace(g.name))
+		saveTrace(filepath.Join(g.folder, traceFile), tmp, trace)
 	})
 }
 

@@ -79,9 +79,11 @@ type RequestArgs struct {
 // Granted is a ticket and the numbers behind it.
 type Granted struct {
 	Ticket ticket.Ticket
-	Cores  int
-	Free   int64
-	Each   int64
+	Hosts  int   // that carry clones
+	Cores  int   // of all of them
+	Slots  int   // virtual CPUs that they may carry, 0 if one of them has no such limit
+	Free   int64 // bytes that could be given to clones
+	Each   int64 // bytes that a clone takes
 }
 
 // CloneArgs asks for the fork.

@@ -118,12 +118,14 @@ func (e *Engine) guestImage(ctx context.Context, args PrepareArgs) (*guest.Image
 
 // RequestTicket reserves memory for as many clones as fit.
 func (s *service) RequestTicket(args RequestArgs, out *Granted) error {
-	g, err := s.e.request(s.ctx, nil, demand{clones: args.Clones, vcpus: args.VCPUs, strict: args.Strict}, args.VCPUs, args.Memory)
+	e := s.e
+	g, err := e.request(s.ctx, nil, demand{clones: args.Clones, vcpus: args.VCPUs, strict: args.Strict}, args.VCPUs, args.Memory)
 	if err != nil {
 		return err
 	}
 	out.Ticket = g.ticket
 	out.Cores, out.Free, out.Each = g.room.Cores, g.room.Free, g.room.Each
+	out.Hosts, out.Slots = e.slots()
 	return nil
 }
 
@@ -143,9 +145,21 @@ func (s *service) Clone(args CloneArgs, out *Cloned) error {
 		c, err := e.clones(ctx, g, e.booted, nil, agent.Fork{})
 		if err == nil {
 			*out = *c
-			e.local.KeepTrace(e.booted.name)
+			e.keepTrace(g.at[0])
 		}
 		return err
+	})
+}
+
+// keepTrace keeps for later jobs what machines on a host have read of the
+// booted guest until they were ready.
+func (e *Engine) keepTrace(s *site) {
+	e.background.Go(func() {
+		ctx, cancel := context.WithTimeout(e.ctx, countersLimit)
+		defer cancel()
+		if trace, err := s.Trace(ctx, e.booted.name); err == nil {
+			e.local.KeepTrace(e.booted.name, trace)
+		}
 	})
 }
 
@@ -192,7 +206,7 @@ func (s *service) StartVM(args VMArgs, out *VMStarted) error {
 		return err
 	}
 	out.Ready = time.Since(began)
-	e.local.KeepTrace(e.booted.name)
+	e.keepTrace(e.hosts[0])
 	return nil
 }
 

@@ -44,6 +44,19 @@ func (e *Engine) carriers() (all []*site) {
 	return all
 }
 
+// slots says how many virtual CPUs the hosts may carry, 0 if one of them has no
+// such limit.
+func (e *Engine) slots() (hosts, slots int) {
+	all := e.carriers()
+	for _, s := range all {
+		if s.slots == 0 {
+			return len(all), 0
+		}
+		slots += s.slots
+	}
+	return len(all), slots
+}
+
 // where names them.
 func (e *Engine) where() string {
 	var names []string
