@@ -16,6 +16,7 @@ type Counters struct {
 	BytesFetched  int64 // read from frozen slices for requests, in whole blocks
 	FarReads      int64 // requests that waited for another host, of Reads and Writes
 	BytesFar      int64 // brought from there for them, in whole blocks; of a memory file, a part of BytesFetched
+	BytesAhead    int64 // brought from another host for Push, before anybody waited for them, in whole blocks
 	BytesPushed   int64 // read from frozen slices by Push; with BytesFetched, what a remote host would have to send
 	ZeroBlocks    int64 // answered here, without a slice
 	LocalBlocks   int64 // read from a disk's own slice
@@ -68,7 +69,7 @@ type counters struct {
 	reads, served, fetched, zero, local atomic.Int64
 	writes, written, refused            atomic.Int64
 	punches, waits, errors, pushed      atomic.Int64
-	farReads, far                       atomic.Int64
+	farReads, far, prefetched           atomic.Int64
 	latency                             [latencyBuckets]atomic.Int64
 }
 
@@ -93,7 +94,7 @@ func add(c *atomic.Int64, n int) {
 func (c *counters) snapshot() Counters {
 	s := Counters{
 		Reads: c.reads.Load(), BytesServed: c.served.Load(), BytesFetched: c.fetched.Load(), BytesPushed: c.pushed.Load(),
-		FarReads: c.farReads.Load(), BytesFar: c.far.Load(),
+		FarReads: c.farReads.Load(), BytesFar: c.far.Load(), BytesAhead: c.prefetched.Load(),
 		ZeroBlocks: c.zero.Load(), LocalBlocks: c.local.Load(),
 		Writes: c.writes.Load(), BytesWritten: c.written.Load(), RefusedWrites: c.refused.Load(),
 		Punches: c.punches.Load(), Waits: c.waits.Load(), Errors: c.errors.Load(),

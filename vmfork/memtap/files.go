@@ -1,6 +1,7 @@
 package memtap
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"sync"
@@ -45,6 +46,9 @@ type file struct {
 	since   map[uint32]time.Time // which threads wait for the image, and since when
 	lookups uint64               // the kernel's references
 	removed bool
+
+	present context.Context // ends when the name is taken away
+	leave   context.CancelFunc
 
 	recorder *recorder // nil for a disk
 	counters
@@ -99,6 +103,7 @@ func (fs *filesystem) add(name string, size int64, kind slice.Kind, image *slice
 	}
 	fs.last++
 	f := &file{name: name, node: fs.last, size: size, kind: kind, decided: make(chan struct{})}
+	f.present, f.leave = context.WithCancel(context.Background())
 	if kind == slice.Memory {
 		f.recorder = newRecorder(size)
 	}
@@ -134,6 +139,7 @@ func (fs *filesystem) end() {
 	fs.ended = true
 	for _, f := range fs.nodes {
 		f.giveUp(errUnmounted)
+		f.leave()
 	}
 }
 
@@ -148,6 +154,7 @@ func (fs *filesystem) remove(name string) *file {
 	f.giveUp(errRemoved)
 	delete(fs.names, name)
 	f.removed = true
+	f.leave()
 	if err := f.err.Load(); err != nil {
 		fs.reasons[name] = *err
 	}

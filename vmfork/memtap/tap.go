@@ -201,7 +201,7 @@ func suits(image *slice.Image, kind slice.Kind) error {
 }
 
 // Remove takes a name away and returns its last counters. Who has the file open keeps it, but an image that has not been
-// delivered will not be, and those who wait for it get EIO.
+// delivered will not be, and those who wait for it get EIO. A Push into it ends.
 func (t *Tap) Remove(name string) (Counters, error) {
 	f := t.fs.remove(name)
 	if f == nil {

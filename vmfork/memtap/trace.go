@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"hash/crc32"
+	"iter"
 	"slices"
 	"sync"
 
@@ -36,6 +37,22 @@ func (t Trace) Blocks() (n int64) {
 		n += int64(r.Count)
 	}
 	return n
+}
+
+// cut divides a trace after a number of blocks.
+func (t Trace) cut(blocks uint32) (head, rest Trace) {
+	for i, run := range t {
+		if run.Count > blocks {
+			head = append(slices.Clone(t[:i]), Run{run.First, blocks})
+			rest = append(Trace{{run.First + blocks, run.Count - blocks}}, t[i+1:]...)
+			if blocks == 0 {
+				head = head[:i]
+			}
+			return head, rest
+		}
+		blocks -= run.Count
+	}
+	return t, nil
 }
 
 // recorder makes the trace of one file.
@@ -96,6 +113,22 @@ func (r *recorder) push(run Run, limit uint32) (next, rest Run) {
 		next.Count++
 	}
 	return next, run
+}
+
+// unread goes through those blocks of a trace that were neither read nor pushed.
+func (r *recorder) unread(t Trace) iter.Seq[int64] {
+	return func(yield func(int64) bool) {
+		for _, run := range t {
+			for b := int64(run.First); b < int64(run.First)+int64(run.Count); b++ {
+				r.mu.Lock()
+				seen := uint(b) >= r.seen.Len() || r.seen.Test(uint(b))
+				r.mu.Unlock()
+				if !seen && !yield(b) {
+					return
+				}
+			}
+		}
+	}
 }
 
 // trace is what was pushed, the last of it, and then what was read.

@@ -33,6 +33,11 @@ func (im *Image) readFar(ctx context.Context, p []byte, off int64) (stat Stat, e
 	}
 }
 
+// away reports whether anything at all is on another host only. One of the image's locks is held.
+func (im *Image) away() bool {
+	return slices.ContainsFunc(im.layers, func(l *Slice) bool { return l.away.Load() != nil })
+}
+
 // gaps appends the blocks that a read of n blocks from block first on would have to bring. One of the image's locks is
 // held.
 func (im *Image) gaps(to []gap, first, n int64) []gap {
@@ -105,7 +110,13 @@ func (im *Image) lockToWrite(ctx context.Context, off, n int64) (far int, err er
 // order given, for readers that are expected: in bulk (SetPrefetch), with no lock held. It returns how many it asked for. A
 // block outside the image is left out.
 func (im *Image) Prefetch(ctx context.Context, blocks iter.Seq[int64]) (asked int64, err error) {
-	wanted := slices.Collect(blocks)
+	im.mu.RLock()
+	away := im.away()
+	im.mu.RUnlock()
+	if !away {
+		return 0, nil
+	}
+	wanted := slices.Collect(blocks) // without the lock
 	far := map[*Slice][]int64{}
 	im.mu.RLock()
 	for _, b := range wanted {

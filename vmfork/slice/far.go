@@ -296,8 +296,8 @@ func (s *Slice) fetch(ctx context.Context, first, n int64) error {
 
 // do calls f with a context that ends with ctx and with the slice.
 func (d *distance) do(ctx context.Context, f func(ctx context.Context) error) error {
-	if err := ctx.Err(); err != nil {
-		return err
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
 	}
 	if d.ctx.Err() != nil {
 		return context.Cause(d.ctx)
@@ -310,7 +310,7 @@ func (d *distance) do(ctx context.Context, f func(ctx context.Context) error) er
 	case err == nil:
 		return nil
 	case ctx.Err() != nil:
-		return ctx.Err()
+		return context.Cause(ctx)
 	case d.ctx.Err() != nil:
 		return context.Cause(d.ctx)
 	}

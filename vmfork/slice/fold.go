@@ -20,7 +20,9 @@ const foldBlocks = 2048
 //
 // Both must be frozen, settled and complete.
 func Fold(ctx context.Context, path string, upper, lower *Slice) (*Slice, error) {
-	fail := func(err error) (*Slice, error) { return nil, fmt.Errorf("fold %v onto %v: %w", upper.id, lower.id, err) }
+	fail := func(err error) (*Slice, error) {
+		return nil, fmt.Errorf("fold %v onto %v: %w", upper.id, lower.id, err)
+	}
 	if err := fit([]*Slice{upper, lower}); err != nil {
 		return fail(err)
 	}
