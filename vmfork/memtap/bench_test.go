@@ -147,3 +147,44 @@ func (c *child) cpu() time.Duration {
 	}
 	return time.Duration(ns)
 }
+
+// BenchmarkFarFaults touches pages whose blocks are on another host that is infinitely near, and pages whose blocks are
+// here, in turn, and reports the times for a fault and how many times as long the first takes.
+func BenchmarkFarFaults(b *testing.B) {
+	const pages = 4 << 10 // 16 MB
+	for _, window := range []int{4 << 10, 32 << 10} {
+		b.Run(fmt.Sprintf("window=%d", window), func(b *testing.B) {
+			tap := mounted(b, Options{Window: window})
+			local := stack(b, sealed(b, slice.Memory, filepath.Join(b.TempDir(), "ram"), strings.Repeat("a", pages)))
+			took := map[bool]time.Duration{}
+			reads := map[bool]int64{}
+			for i := 0; b.Loop(); i++ {
+				for _, away := range []bool{true, false} {
+					name, im := fmt.Sprint(i, away), local
+					if away {
+						im = stack(b, far(b, slice.Memory, strings.Repeat("a", pages)).here)
+					}
+					path, err := tap.AddMemory(name, im)
+					if err != nil {
+						b.Fatal(err)
+					}
+					c := opened(b, path)
+					d, err := time.ParseDuration(c.do("walk 0 %d %d", page, pages))
+					if err != nil {
+						b.Fatal(err)
+					}
+					c.stop()
+					n, err := tap.Remove(name)
+					if err != nil {
+						b.Fatal(err)
+					}
+					took[away], reads[away] = took[away]+d, reads[away]+n.Reads
+				}
+			}
+			per := func(away bool) float64 { return float64(took[away].Nanoseconds()) / 1e3 / float64(reads[away]) }
+			b.ReportMetric(per(true), "µs/far")
+			b.ReportMetric(per(false), "µs/local")
+			b.ReportMetric(per(true)/per(false), "far/local")
+		})
+	}
+}

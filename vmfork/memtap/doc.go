@@ -33,6 +33,20 @@
 // A process that waits can be killed. The kernel calls off a read from a disk, and a read of memory that is not a fault's
 // read-ahead; memtap answers EINTR. Of the others it keeps the request, which then waits for nobody until one of the above.
 //
+// # Memory of another host
+//
+// A clone's memory may be of a parent on another host. Some layers of the image are far slices then, and nothing else is
+// different (package slice, "From another host"): a READ of blocks that are not here waits in its own goroutine until they
+// have come, for this clone and for all others here.
+//
+//  1. A fault costs the way to the host and back, and some 15 to 30 µs more than one on a block that is here.
+//     Counters.FarReads and BytesFar say how many there were.
+//  2. A host that does not answer is the business of those who bring the blocks. Their error is EIO, with a reason in
+//     Tap.Err; until there is one, the virtual CPU stands still.
+//  3. Push brings what it pushes in bulk, pieces of up to 4 MB, the next on its way while one is stored.
+//  4. Remove waits for no other host. Unmount calls the waiting reads off. A process that waits can be killed; a read that
+//     the kernel does not call off then goes on until its blocks have come, or their slice is closed.
+//
 // # What is brought before it is asked for
 //
 // VMs over one file after the other, each the fork of the last, ask first for much the same pages, and each READ is some
