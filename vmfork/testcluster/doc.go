@@ -35,8 +35,7 @@
 //
 // # End
 //
-// All that there is hangs on file descriptors and processes: namespaces have no name, taps are not persistent, and the processes
-// end when a pipe from this process is closed. The kernel closes it after SIGKILL, too. Only the folder with keys and logs
+// All that there is hangs on file descriptors and processes: namespaces have no name, and the processes end when a pipe from this process is closed. The kernel closes it after SIGKILL, too. Only the folder with keys and logs
 // stays then.
 //
 // # Locking

@@ -44,6 +44,7 @@ type Host struct {
 	stderr   bytes.Buffer
 	died     chan struct{} // closed when the first process has ended
 	wire     *wire         // nil for a link without delay
+	cable    [2]string     // what it is between
 
 	kill sync.Once
 }
@@ -264,6 +265,9 @@ func (h *Host) dead() bool {
 // end kills a host that is unplugged, or was never plugged in.
 func (h *Host) end() {
 	h.kill.Do(func() {
+		if h.wire != nil {
+			h.wire.Close()
+		}
 		if h.first != nil {
 			_ = h.first.Process.Kill()
 			<-h.died

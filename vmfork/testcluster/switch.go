@@ -104,20 +104,43 @@ func (c *Cluster) plugIn(h *Host) error {
 	return c.limit(h, link.Rate)
 }
 
-// lay lays the cable: a pair of interfaces, or two taps with a wire between them.
+// lay lays the cable: a pair of interfaces, or, with a delay, two pairs with a wire between them.
 func (c *Cluster) lay(h *Host, link Link) error {
-	if link.Delay > 0 {
-		var err error
-		h.wire, err = c.layWire(h, link.Delay)
+	port := portName(h.Number)
+	if link.Delay == 0 {
+		return c.pair(port, "eth0", h.namespace)
+	}
+	h.cable = [2]string{fmt.Sprintf("host-end%d", h.Number), fmt.Sprintf("port-end%d", h.Number)}
+	if err := c.pair(h.cable[0], "eth0", h.namespace); err != nil {
 		return err
 	}
+	if err := c.pair(h.cable[1], port, c.namespace); err != nil {
+		return err
+	}
+	var ends [2]netlink.Link
+	for i, name := range h.cable {
+		var err error
+		if ends[i], err = c.handle.LinkByName(name); err != nil {
+			return fmt.Errorf("find %s: %w", name, err)
+		}
+		if err := c.handle.LinkSetUp(ends[i]); err != nil {
+			return fmt.Errorf("bring %s up: %w", name, err)
+		}
+	}
+	var err error
+	h.wire, err = c.layWire(ends, link.Delay)
+	return err
+}
+
+// pair makes two interfaces that are each other's other end, one of them in the switch's namespace.
+func (c *Cluster) pair(name, peer string, namespace *os.File) error {
 	attrs := netlink.NewLinkAttrs()
-	attrs.Name, attrs.MTU = portName(h.Number), c.options.MTU
+	attrs.Name, attrs.MTU = name, c.options.MTU
 	err := c.handle.LinkAdd(&netlink.Veth{
-		LinkAttrs: attrs, PeerName: "eth0", PeerMTU: uint32(c.options.MTU), PeerNamespace: netlink.NsFd(h.namespace.Fd()),
+		LinkAttrs: attrs, PeerName: peer, PeerMTU: uint32(c.options.MTU), PeerNamespace: netlink.NsFd(namespace.Fd()),
 	})
 	if err != nil {
-		return fmt.Errorf("make a pair of interfaces: %w", err)
+		return fmt.Errorf("make %s and %s: %w", name, peer, err)
 	}
 	return nil
 }
@@ -126,17 +149,23 @@ func (c *Cluster) lay(h *Host, link Link) error {
 func (c *Cluster) unplug(h *Host) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if h.wire != nil {
-		h.wire.Close() // and the taps with it
-		h.wire, h.port = nil, nil
-	}
 	if h.port == nil {
 		return nil
 	}
-	port := h.port
+	ends := []string{h.port.Attrs().Name}
 	h.port = nil
-	if err := c.handle.LinkDel(port); err != nil {
-		return fmt.Errorf("take %s away: %w", port.Attrs().Name, err)
+	if h.wire != nil {
+		h.wire.Close()
+		ends = append(ends, h.cable[0])
+	}
+	for _, name := range ends {
+		link, err := c.handle.LinkByName(name)
+		if err == nil {
+			err = c.handle.LinkDel(link)
+		}
+		if err != nil {
+			return fmt.Errorf("take %s away: %w", name, err)
+		}
 	}
 	return nil
 }

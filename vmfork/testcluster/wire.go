@@ -1,6 +1,7 @@
 package testcluster
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -12,6 +13,7 @@ import (
 	"sync"
 	"syscall"
 	"time"
+	"unsafe"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -20,48 +22,36 @@ import (
 // maxDelay bounds what a wire has to keep.
 const maxDelay = 10 * time.Second
 
-// A wire is the process that is a link with a delay: it holds two taps, the host's eth0 and the switch's port, and gives
-// each what the other has sent, later.
+// A wire is the process that is a link with a delay. The host's eth0 and the switch's port each have another end in the
+// switch's namespace; there it takes what comes out of one, and puts it into the other later. What the kernel would leave to a
+// network card, checksums and segments, it leaves so: nothing is added to a frame and nothing taken away.
 type wire struct {
 	cmd   *exec.Cmd
 	leash *os.File // the process ends when it is closed
 	close sync.Once
 }
 
-// wireQueue is how many frames the kernel keeps for a wire that has not been given the processor yet.
-const wireQueue = 4096
+// socketMemory is how many bytes the kernel keeps for a wire that has not been given the processor yet.
+const socketMemory = 32 << 20
 
-func (c *Cluster) layWire(h *Host, delay time.Duration) (*wire, error) {
-	var taps []*os.File
+// layWire lays a cable with a delay between two interfaces of the switch's namespace.
+func (c *Cluster) layWire(ends [2]netlink.Link, delay time.Duration) (*wire, error) {
+	var sockets []*os.File
 	defer func() {
-		for _, tap := range taps {
-			tap.Close()
+		for _, s := range sockets {
+			s.Close()
 		}
 	}()
-	for _, end := range []struct {
-		namespace *os.File
-		handle    *netlink.Handle
-		name      string
-	}{{h.namespace, h.handle, "eth0"}, {c.namespace, c.handle, portName(h.Number)}} {
-		err := inside(end.namespace, func() error {
-			tap, err := openTap(end.name)
+	for _, end := range ends {
+		err := inside(c.namespace, func() error {
+			s, err := frameSocket(end.Attrs().Index)
 			if err == nil {
-				taps = append(taps, tap)
+				sockets = append(sockets, s)
 			}
 			return err
 		})
 		if err != nil {
-			return nil, err
-		}
-		link, err := end.handle.LinkByName(end.name)
-		if err != nil {
-			return nil, fmt.Errorf("find %s: %w", end.name, err)
-		}
-		if err := end.handle.LinkSetMTU(link, c.options.MTU); err != nil {
-			return nil, fmt.Errorf("set MTU of %s: %w", end.name, err)
-		}
-		if err := end.handle.LinkSetTxQLen(link, wireQueue); err != nil {
-			return nil, fmt.Errorf("make the queue of %s longer: %w", end.name, err)
+			return nil, fmt.Errorf("open %s for its frames: %w", end.Attrs().Name, err)
 		}
 	}
 	input, leash, err := os.Pipe()
@@ -71,7 +61,7 @@ func (c *Cluster) layWire(h *Host, delay time.Duration) (*wire, error) {
 	defer input.Close()
 	w := &wire{leash: leash, cmd: &exec.Cmd{
 		Path: self, Args: []string{wireName, strconv.FormatInt(int64(delay), 10)}, Env: os.Environ(), Dir: "/",
-		Stdin: input, Stderr: os.Stderr, ExtraFiles: taps, SysProcAttr: &syscall.SysProcAttr{Setsid: true},
+		Stdin: input, Stderr: os.Stderr, ExtraFiles: sockets, SysProcAttr: &syscall.SysProcAttr{Setsid: true},
 	}}
 	if err := w.cmd.Start(); err != nil {
 		leash.Close()
@@ -80,7 +70,7 @@ func (c *Cluster) layWire(h *Host, delay time.Duration) (*wire, error) {
 	return w, nil
 }
 
-// Close ends the wire, and its taps with it.
+// Close ends the wire.
 func (w *wire) Close() {
 	w.close.Do(func() {
 		_ = w.cmd.Process.Kill()
@@ -89,33 +79,35 @@ func (w *wire) Close() {
 	})
 }
 
-// openTap makes a tap device in the calling thread's namespace, not persistent, that gives and takes what the kernel
-// would give to a network card that does checksums and cuts frames into segments: nothing of that has to be done on the way.
-func openTap(name string) (*os.File, error) {
-	const device = "/dev/net/tun"
-	fd, err := unix.Open(device, unix.O_RDWR|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
+// frameSocket is a socket for all frames of an interface of the calling thread's namespace, each with what the kernel
+// knows about it: a header as network cards of virtual machines have it, and when it came.
+func frameSocket(index int) (*os.File, error) {
+	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0) // nothing comes before it is bound
 	if err != nil {
-		return nil, fmt.Errorf("open %s: %w", device, err)
+		return nil, err
 	}
-	request, err := unix.NewIfreq(name)
-	if err == nil {
-		request.SetUint16(unix.IFF_TAP | unix.IFF_NO_PI | unix.IFF_VNET_HDR)
-		err = unix.IoctlIfreq(fd, unix.TUNSETIFF, request)
-	}
-	if err == nil {
-		const tcp = unix.TUN_F_CSUM | unix.TUN_F_TSO4 | unix.TUN_F_TSO6 | unix.TUN_F_TSO_ECN
-		if unix.IoctlSetInt(fd, unix.TUNSETOFFLOAD, tcp|unix.TUN_F_USO4|unix.TUN_F_USO6) != nil {
-			err = unix.IoctlSetInt(fd, unix.TUNSETOFFLOAD, tcp) // before Linux 6.2
+	for _, option := range []struct{ level, name, value int }{
+		{unix.SOL_PACKET, unix.PACKET_VNET_HDR, 1},
+		{unix.SOL_PACKET, unix.PACKET_IGNORE_OUTGOING, 1},
+		{unix.SOL_PACKET, unix.PACKET_QDISC_BYPASS, 1},
+		{unix.SOL_SOCKET, unix.SO_TIMESTAMPNS, 1},
+		{unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, socketMemory},
+		{unix.SOL_SOCKET, unix.SO_SNDBUFFORCE, socketMemory},
+	} {
+		if err := unix.SetsockoptInt(fd, option.level, option.name, option.value); err != nil {
+			unix.Close(fd)
+			return nil, fmt.Errorf("set socket option %d: %w", option.name, err)
 		}
 	}
-	if err != nil {
+	all := binary.BigEndian.Uint16(binary.NativeEndian.AppendUint16(nil, unix.ETH_P_ALL))
+	if err := unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: all, Ifindex: index}); err != nil {
 		unix.Close(fd)
-		return nil, fmt.Errorf("make tap %s: %w", name, err)
+		return nil, fmt.Errorf("bind: %w", err)
 	}
-	return os.NewFile(uintptr(fd), name), nil
+	return os.NewFile(uintptr(fd), "frames"), nil
 }
 
-// beWire is the process of a wire. Its taps are the first files behind the standard ones.
+// beWire is the process of a wire. Its sockets are the first files behind the standard ones.
 func beWire(args []string) error {
 	if len(args) != 1 {
 		return fmt.Errorf("there are %d arguments instead of the delay", len(args))
@@ -125,6 +117,7 @@ func beWire(args []string) error {
 		return fmt.Errorf("read delay: %w", err)
 	}
 	debug.SetGCPercent(-1) // all that it needs is there before the first frame
+	runtime.GOMAXPROCS(8)  // so that no thread that comes back from the kernel waits for another one
 	const host, port = 3, 4
 	ended := make(chan error, 3)
 	for _, way := range [][2]int{{host, port}, {port, host}} {
@@ -150,12 +143,14 @@ func hurry() {
 }
 
 const (
-	// maxFrame is the longest that a tap gives: its header, Ethernet's, and an IP packet of many segments.
+	// maxFrame is the longest that there is: its header, Ethernet's, and an IP packet of many segments.
 	maxFrame = 10 + 18 + 65536
 	// lineMemory is what one direction can hold: 100 ms at 5 Gbit/s. What does not fit waits in front.
 	lineMemory = 64 << 20
-	// batch is how many frames are read before it is looked again whether one has to leave.
+	// batch is how many frames are taken before it is looked again whether one has to leave.
 	batch = 16
+	// maxLead bounds how long it is waited without sleeping.
+	maxLead = 100 * time.Microsecond
 )
 
 // A line is one direction of a wire.
@@ -167,6 +162,13 @@ type line struct {
 	frames      []frame // a ring: in it are those that are on their way
 	first, many int
 	write       int // where in memory the next frame goes
+
+	// lead is how much too late the thread is woken, usually, so that it asks to be woken as much earlier.
+	lead time.Duration
+
+	message unix.Msghdr
+	vector  unix.Iovec
+	control [64]byte
 }
 
 type frame struct {
@@ -178,10 +180,12 @@ var begin = time.Now()
 
 func newLine(from, to int, delay time.Duration) *line {
 	// The shortest frame takes 70 bytes here.
-	return &line{from: from, to: to, delay: delay, memory: make([]byte, lineMemory), frames: make([]frame, lineMemory/64)}
+	l := &line{from: from, to: to, delay: delay, memory: make([]byte, lineMemory), frames: make([]frame, lineMemory/64)}
+	l.message.Iov, l.message.Iovlen, l.message.Control = &l.vector, 1, &l.control[0]
+	return l
 }
 
-// carry carries frames until a tap is gone.
+// carry carries frames until an interface is gone.
 func (l *line) carry() error {
 	poll := []unix.PollFd{{Fd: int32(l.from)}}
 	for {
@@ -194,9 +198,11 @@ func (l *line) carry() error {
 			poll[0].Events = unix.POLLIN
 		}
 		var timeout *unix.Timespec
+		var alarm time.Duration
 		if l.many > 0 {
-			t := unix.NsecToTimespec(int64(max(wait, 0)))
-			timeout = &t
+			sleep := max(wait-l.lead, 0) // and what is left of the wait is spent in deliver
+			t := unix.NsecToTimespec(int64(sleep))
+			timeout, alarm = &t, time.Since(begin)+sleep
 		}
 		n, err := unix.Ppoll(poll, timeout, nil)
 		switch {
@@ -205,6 +211,7 @@ func (l *line) carry() error {
 		case err != nil:
 			return fmt.Errorf("wait for frames: %w", err)
 		case n == 0:
+			l.lead += (min(time.Since(begin)-alarm, maxLead) - l.lead) / 8
 			continue
 		}
 		for range batch {
@@ -217,15 +224,19 @@ func (l *line) carry() error {
 	}
 }
 
-// deliver sends what is due, and says when the next frame is.
+// deliver sends what is due, or nearly, and says when the next frame is.
 func (l *line) deliver() (time.Duration, error) {
 	for l.many > 0 {
 		f := l.frames[l.first]
-		if wait := f.due - time.Since(begin); wait > 0 {
+		wait := f.due - time.Since(begin)
+		if wait > l.lead {
 			return wait, nil
 		}
+		for wait > 0 {
+			wait = f.due - time.Since(begin)
+		}
 		// What the kernel does not take (the interface is down) is lost.
-		if _, err := unix.Write(l.to, l.memory[f.offset:f.offset+f.size]); errors.Is(err, unix.EBADFD) {
+		if _, err := unix.Write(l.to, l.memory[f.offset:f.offset+f.size]); errors.Is(err, unix.ENXIO) || errors.Is(err, unix.ENODEV) {
 			return 0, fmt.Errorf("send frame: %w", err)
 		}
 		l.first = (l.first + 1) % len(l.frames)
@@ -257,20 +268,43 @@ func (l *line) room() bool {
 	return oldest-l.write > maxFrame
 }
 
-// take reads one frame, if there are one and room.
+// take takes one frame, if there are one and room. It has been on its way since the kernel had it.
 func (l *line) take() (bool, error) {
 	if !l.room() {
 		return false, nil
 	}
-	size, err := unix.Read(l.from, l.memory[l.write:l.write+maxFrame])
-	if errors.Is(err, unix.EAGAIN) || errors.Is(err, unix.EINTR) {
+	l.vector.Base = &l.memory[l.write]
+	l.vector.SetLen(maxFrame)
+	l.message.SetControllen(len(l.control))
+	n, _, errno := unix.Syscall(unix.SYS_RECVMSG, uintptr(l.from), uintptr(unsafe.Pointer(&l.message)), 0)
+	switch errno {
+	case 0:
+	case unix.EAGAIN, unix.EINTR, unix.ENETDOWN: // of an interface that is not up yet
 		return false, nil
+	default:
+		return false, fmt.Errorf("take frame: %w", errno)
 	}
-	if err != nil {
-		return false, fmt.Errorf("read frame: %w", err)
+	now := time.Now()
+	age := now.Sub(l.came(now))
+	if age < 0 || age > maxDelay {
+		age = 0 // somebody has set the clock
 	}
-	l.frames[(l.first+l.many)%len(l.frames)] = frame{due: time.Since(begin) + l.delay, offset: l.write, size: size}
+	l.frames[(l.first+l.many)%len(l.frames)] = frame{due: now.Sub(begin) - age + l.delay, offset: l.write, size: int(n)}
 	l.many++
-	l.write += size
+	l.write += int(n)
 	return true, nil
+}
+
+// came is when the kernel had the frame that was just taken, or now if it does not say.
+func (l *line) came(now time.Time) time.Time {
+	control := l.control[:l.message.Controllen]
+	if len(control) < unix.CmsgSpace(int(unsafe.Sizeof(unix.Timespec{}))) {
+		return now
+	}
+	header := (*unix.Cmsghdr)(unsafe.Pointer(&control[0]))
+	if header.Level != unix.SOL_SOCKET || header.Type != unix.SO_TIMESTAMPNS {
+		return now
+	}
+	stamp := (*unix.Timespec)(unsafe.Pointer(&control[unix.CmsgLen(0)]))
+	return time.Unix(stamp.Unix())
 }
