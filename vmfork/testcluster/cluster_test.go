@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 )
 
 // The tests need root; New says so. What they wait for comes within milliseconds on an idle machine.
@@ -205,8 +206,55 @@ func TestCommandIsAsTheProgramIs(t *testing.T) {
 		t.Errorf("ended with %v instead of 3", err)
 	}
 
+	// A signal to the group of processes arrives once.
+	cmd = run("trap 'n=$((n+1)); echo caught $n' USR1; echo waiting; while :; do sleep 0.01; done")
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	pipe, err = cmd.StdoutPipe()
+	try(t, err)
+	try(t, cmd.Start())
+	lines = bufio.NewScanner(pipe)
+	lines.Scan()
+	try(t, syscall.Kill(-cmd.Process.Pid, syscall.SIGUSR1))
+	lines.Scan()
+	time.Sleep(50 * time.Millisecond) // a second one would have come
+	try(t, syscall.Kill(-cmd.Process.Pid, syscall.SIGUSR1))
+	if lines.Scan(); lines.Text() != "caught 2" {
+		t.Errorf("said %q after two signals", lines.Text())
+	}
+	try(t, cmd.Process.Kill())
+	_ = cmd.Wait()
+
 	if out, err := h.Command(t.Context(), "no-such-program").CombinedOutput(); err == nil || !strings.Contains(string(out), "no-such-program") {
 		t.Errorf("a program that there is not: %v: %s", err, out)
+	}
+}
+
+// TestCommandAtATerminal: a program reads from it, and Ctrl-C there is for the program.
+func TestCommandAtATerminal(t *testing.T) {
+	h := ForTest(t, Options{Hosts: 1}).Host(0)
+	master, err := os.OpenFile("/dev/ptmx", os.O_RDWR|syscall.O_NOCTTY, 0)
+	try(t, err)
+	defer master.Close()
+	try(t, unix.IoctlSetPointerInt(int(master.Fd()), unix.TIOCSPTLCK, 0))
+	number, err := unix.IoctlGetInt(int(master.Fd()), unix.TIOCGPTN)
+	try(t, err)
+	slave, err := os.OpenFile(fmt.Sprintf("/dev/pts/%d", number), os.O_RDWR|syscall.O_NOCTTY, 0)
+	try(t, err)
+	defer slave.Close()
+	cmd := h.Command(t.Context(), "sh", "-c", "trap 'echo caught; exit 4' INT; read line; echo read $line; sleep 1000")
+	var out bytes.Buffer
+	cmd.Stdin, cmd.Stdout = slave, &out
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true}
+	try(t, cmd.Start())
+	_, err = master.WriteString("something\n")
+	try(t, err)
+	for !strings.Contains(output(t, h, "ps", "-eo", "args"), "\nsleep 1000") { // then it has read the line
+	}
+	_, err = master.WriteString("\x03")
+	try(t, err)
+	_ = cmd.Wait()
+	if got := out.String(); cmd.ProcessState.ExitCode() != 4 || got != "read something\ncaught\n" {
+		t.Errorf("%v, said %q", cmd.ProcessState, got)
 	}
 }
 

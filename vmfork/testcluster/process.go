@@ -179,9 +179,16 @@ func enter(pid, identity string, argv []string) error {
 	}
 	signals := make(chan os.Signal, 16)
 	signal.Notify(signals)
+	// In a process group of its own, for a signal to the group comes here too, and is to be passed on once. At a
+	// terminal that group has to be the one that may read.
+	attributes := &syscall.SysProcAttr{Setpgid: true}
+	if foreground, err := unix.IoctlGetInt(0, unix.TIOCGPGRP); err == nil && foreground == unix.Getpgrp() {
+		attributes.Foreground = true
+		signal.Ignore(unix.SIGTTOU)
+	}
 	// Other open files are those that the caller has passed on; they stay open, with their numbers.
 	process, err := os.StartProcess(setpriv, slices.Concat([]string{"setpriv", "--pdeathsig", "KILL", "--"}, argv),
-		&os.ProcAttr{Files: []*os.File{os.Stdin, os.Stdout, os.Stderr}})
+		&os.ProcAttr{Files: []*os.File{os.Stdin, os.Stdout, os.Stderr}, Sys: attributes})
 	if err != nil {
 		return err
 	}
@@ -195,6 +202,9 @@ func enter(pid, identity string, argv []string) error {
 	state, err := process.Wait()
 	if err != nil {
 		return err
+	}
+	if attributes.Foreground {
+		_ = unix.IoctlSetPointerInt(0, unix.TIOCSPGRP, unix.Getpgrp())
 	}
 	status := state.Sys().(syscall.WaitStatus)
 	if !status.Signaled() {
