@@ -20,6 +20,7 @@ const (
 	controlTell   = 2
 	controlCall   = 3 // by the listener: open a connection to me
 	controlCannot = 4 // the dialler's answer where it could not
+	controlBye    = 5 // Close was called; nothing follows
 )
 
 // maxCallBacks bounds the connections that a peer has us open at a time.
@@ -42,18 +43,22 @@ func (l *Link) startControl() (err error) {
 }
 
 func (l *Link) send(what byte, t token, kind byte) error {
-	m := append(append([]byte{what}, t[:]...), kind)
 	select {
 	case <-l.ready:
 	case <-l.done:
 		return l.err
 	}
-	l.sending.Lock()
-	defer l.sending.Unlock()
-	if _, err := l.control.Write(m); err != nil {
+	if err := l.write(what, t, kind); err != nil {
 		return l.reason(err)
 	}
 	return nil
+}
+
+func (l *Link) write(what byte, t token, kind byte) error {
+	l.sending.Lock()
+	defer l.sending.Unlock()
+	_, err := l.control.Write(append(append([]byte{what}, t[:]...), kind))
+	return err
 }
 
 // ask asks the peer a few times in each silence, so that something comes.
@@ -77,22 +82,23 @@ func (l *Link) ask() {
 	}
 }
 
-// listen reads the control stream until the link ends.
+// listen reads the control stream to its end. It waits for nothing that waits for the link's end, which waits for it.
 func (l *Link) listen() {
+	defer close(l.heardAll)
 	calls := make(chan struct{}, maxCallBacks)
 	var m [18]byte
 	for {
 		if _, err := io.ReadFull(l.control, m[:]); err != nil {
-			l.finish(explain(l.reason(err), l.host, l.silence))
+			if !l.mux.IsClosed() {
+				l.finish(explain(err, l.host, l.silence))
+			}
 			return
 		}
 		t, kind := token(m[1:17]), m[17]
 		switch what := m[0]; {
 		case what == controlAsk:
 			binary.BigEndian.PutUint64(t[8:], uint64(time.Now().UnixNano()))
-			if l.send(controlTell, t, 0) != nil {
-				return
-			}
+			l.write(controlTell, t, 0) // if it fails there may still be something to read
 		case what == controlTell:
 			l.clock.told(binary.BigEndian.Uint64(t[:]), time.Now(), time.Unix(0, int64(binary.BigEndian.Uint64(t[8:]))))
 		case what == controlCall && l.dialler != nil && kind != 0:
@@ -103,10 +109,13 @@ func (l *Link) listen() {
 					<-calls
 				}()
 			default:
-				l.send(controlCannot, t, 0)
+				l.write(controlCannot, t, 0)
 			}
 		case what == controlCannot && l.dialler == nil:
 			l.answer(t, answer{err: fmt.Errorf("it could not connect to this host: see whether a firewall is between")})
+		case what == controlBye:
+			l.finish(closedThere(l.host))
+			return
 		default:
 			l.finish(explain(fmt.Errorf("it sent %d, which is no message", what), l.host, l.silence))
 			return

@@ -190,7 +190,7 @@ func (d *dialler) introduce(ctx context.Context, c *tls.Conn, p preface) (token,
 	case err != nil:
 		return t, err
 	case verdict == otherVersion && !sameVersion:
-		return t, errVersion(d.host, fmt.Sprintf("protocol %d", t.protocol()))
+		return t, d.errVersion(d.host, fmt.Sprintf("protocol %d", t.protocol()))
 	case verdict == accepted && sameVersion:
 		return t, nil
 	case verdict == unknown:

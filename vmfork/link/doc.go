@@ -37,7 +37,7 @@
 // Time in which this process itself was stopped does not count.
 //
 // A host's death, its daemon's end and a closed link look different on the wire: nothing comes any more; the kernel closes
-// the connection; TLS says that it is over. Err tells them apart.
+// the connection; a farewell comes before that. Err tells them apart.
 //
 // # Versions
 //

@@ -33,6 +33,10 @@ func silent(host string, d time.Duration) error {
 	return &gone{fmt.Sprintf("host %s has not answered for %v", host, d), ErrSilent}
 }
 
+func closedThere(host string) error {
+	return &gone{fmt.Sprintf("host %s closed the connection", host), ErrClosed}
+}
+
 func closedHere(host string) error {
 	return &gone{fmt.Sprintf("the link to host %s was closed here", host), ErrClosed}
 }
@@ -40,9 +44,7 @@ func closedHere(host string) error {
 // explain puts the end of a link's connection into words.
 func explain(err error, host string, silence time.Duration) error {
 	switch {
-	case errors.Is(err, io.EOF):
-		return &gone{fmt.Sprintf("host %s closed the connection", host), ErrClosed}
-	case errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, unix.ECONNRESET), errors.Is(err, unix.EPIPE):
+	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, unix.ECONNRESET), errors.Is(err, unix.EPIPE):
 		return &gone{fmt.Sprintf("the daemon on host %s ended", host), ErrEnded}
 	case errors.Is(err, unix.ETIMEDOUT):
 		return silent(host, silence)

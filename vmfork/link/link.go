@@ -34,6 +34,8 @@ type Link struct {
 	ready   chan struct{} // closed when control is there
 	sending sync.Mutex    // orders what is written to control
 
+	heardAll chan struct{} // closed when nothing more comes over control
+
 	room    chan struct{} // one for each arrival that nobody has accepted
 	arrived chan arrival
 	done    chan struct{}
@@ -77,7 +79,7 @@ func newLink(raw *net.TCPConn, secured *tls.Conn, o options, t token, d *dialler
 		options: o, token: t, raw: raw, wire: newTransport(secured), dialler: d, listener: listener,
 		peer: fingerprintOf(secured.ConnectionState().PeerCertificates[0]),
 		room: make(chan struct{}, maxArrivals), arrived: make(chan arrival),
-		ready: make(chan struct{}), done: make(chan struct{}),
+		ready: make(chan struct{}), heardAll: make(chan struct{}), done: make(chan struct{}),
 		conns: map[*Conn]struct{}{}, waiting: map[token]chan answer{},
 	}
 	var err error
@@ -127,11 +129,14 @@ func (l *Link) Err() error {
 	}
 }
 
-// Close ends the link with all its streams and connections, and tells the peer. What was written just before may be lost.
+// Close ends the link with all its streams and connections, and tells the peer. What the peer has not read may be lost.
 func (l *Link) Close() error {
 	l.finish(closedHere(l.host))
 	return nil
 }
+
+// farewellLimit is how long the peer has to take the last message.
+const farewellLimit = time.Second
 
 // finish ends the link, once.
 func (l *Link) finish(err error) {
@@ -148,11 +153,15 @@ func (l *Link) finish(err error) {
 		for c := range conns {
 			c.raw.Close()
 		}
-		// TLS says farewell, unless the peer does not take it.
-		farewell := time.AfterFunc(time.Second, func() { l.raw.Close() })
+		limit := time.AfterFunc(farewellLimit, func() { l.raw.Close() })
 		go func() {
+			select {
+			case <-l.ready:
+				l.write(controlBye, token{}, 0)
+			default:
+			}
 			l.mux.Close()
-			farewell.Stop()
+			limit.Stop()
 			l.raw.Close()
 		}()
 	})
@@ -280,6 +289,11 @@ func (l *Link) watch() {
 		case <-l.done:
 			return
 		case <-l.mux.CloseChan():
+			select {
+			case <-l.ready:
+				<-l.heardAll // its last message may be a farewell
+			default:
+			}
 			err := l.wire.broken()
 			if err == nil {
 				err = fmt.Errorf("it sent what is no link's")

@@ -39,7 +39,7 @@ func Listen(ctx context.Context, id *Identity, address string, opts ...Option) (
 	}
 	l := &Listener{
 		options: o, id: id, tcp: tcp.(*net.TCPListener),
-		handshakes: handshakes{most: maxHandshakes},
+		handshakes: handshakes{most: o.most},
 		arrived:    make(chan *Link), closed: make(chan struct{}),
 		allowed: map[Fingerprint]string{}, links: map[token]*Link{}, calls: map[token]*Link{},
 	}
@@ -161,9 +161,9 @@ func (l *Listener) serve(raw *net.TCPConn) error {
 		name = raw.RemoteAddr().String()
 	}
 	if secured.ConnectionState().NegotiatedProtocol != l.alpn()[0] {
-		writeVerdict(secured, otherVersion, protocolToken(Protocol))
+		writeVerdict(secured, otherVersion, protocolToken(uint32(l.protocol)))
 		secured.Close()
-		return errVersion(name, l.otherProtocols(offered))
+		return l.errVersion(name, l.otherProtocols(offered))
 	}
 	p, err := readPreface(secured)
 	if err != nil {

@@ -13,6 +13,8 @@ type options struct {
 	handshake time.Duration
 	host      string
 	purpose   string
+	protocol  int // another than Protocol only in tests
+	most      int // handshakes at once
 	refused   func(net.Addr, error)
 }
 
@@ -21,6 +23,8 @@ func optionsOf(given []Option) options {
 		silence:   10 * time.Second,
 		handshake: 10 * time.Second,
 		purpose:   "mpirun-sf",
+		protocol:  Protocol,
+		most:      maxHandshakes,
 		refused:   func(net.Addr, error) {},
 	}
 	for _, set := range given {

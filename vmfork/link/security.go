@@ -16,7 +16,7 @@ const Protocol = 1
 // alpn is what the ends offer each other. Of two that have both names in common the first is taken, for it is the only
 // one that links are made with.
 func (o options) alpn() []string {
-	return []string{o.purpose + "/" + strconv.Itoa(Protocol), o.purpose}
+	return []string{o.purpose + "/" + strconv.Itoa(o.protocol), o.purpose}
 }
 
 // secure is what both ends' handshakes have in common: TLS 1.3, a certificate from each, and judge, which is asked whether the
@@ -59,6 +59,6 @@ func (o options) otherProtocols(offered []string) string {
 }
 
 // errVersion says what is to be done about different versions.
-func errVersion(host, theirs string) error {
-	return fmt.Errorf("host %s speaks %s of mpirun-sf's daemons, and this one protocol %d: install the same version of mpirun-sf on all hosts", host, theirs, Protocol)
+func (o options) errVersion(host, theirs string) error {
+	return fmt.Errorf("host %s speaks %s of mpirun-sf's daemons, and this one protocol %d: install the same version of mpirun-sf on all hosts", host, theirs, o.protocol)
 }

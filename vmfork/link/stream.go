@@ -42,6 +42,9 @@ func (s *stream) Read(p []byte) (int, error) {
 }
 
 func (s *stream) Write(p []byte) (int, error) {
+	if s.closed.Load() {
+		return 0, net.ErrClosed
+	}
 	n, err := s.Stream.Write(p)
 	switch {
 	case err == nil:
