@@ -21,6 +21,7 @@ const CloseLimit = 10 * time.Second
 type command struct {
 	host    string
 	cmd     *exec.Cmd
+	limit   time.Duration
 	in, out *os.File
 	tail    *Tail
 	ended   chan struct{}
@@ -33,12 +34,14 @@ type command struct {
 // that runs a program there and passes its input, output, errors and end on, as
 // srun does. Standard input, output and error of cmd are set here. It gets a
 // process group of its own, so that a Ctrl-C at the terminal is not its, and
-// what is killed is the group. notice, if not nil, is called for each line of
+// what is killed is the group, by Close, limit after its input has ended:
+// [CloseLimit], or more where the far end does that by itself, and there is
+// harm in killing cmd. notice, if not nil, is called for each line of
 // standard error.
 //
 // A status 0 is the end of a good process; another makes Wait's error an
 // [ExitError].
-func Command(host string, cmd *exec.Cmd, notice func(line string)) (Process, error) {
+func Command(host string, cmd *exec.Cmd, limit time.Duration, notice func(line string)) (Process, error) {
 	fail := func(err error) (Process, error) {
 		return nil, &HostError{Host: host, Err: fmt.Errorf("start %s: %w", cmd.Path, err)}
 	}
@@ -53,7 +56,7 @@ func Command(host string, cmd *exec.Cmd, notice func(line string)) (Process, err
 		return fail(err)
 	}
 	defer theirOut.Close()
-	c := &command{host: host, cmd: cmd, in: in, out: out, tail: NewTail(notice), ended: make(chan struct{})}
+	c := &command{host: host, cmd: cmd, limit: limit, in: in, out: out, tail: NewTail(notice), ended: make(chan struct{})}
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = theirIn, theirOut, c.tail
 	// A child of its own that it left behind may hold standard error open.
 	cmd.WaitDelay = time.Second
@@ -105,7 +108,7 @@ func (c *command) Close() error {
 		go io.Copy(io.Discard, c.out)
 		select {
 		case <-c.ended:
-		case <-time.After(CloseLimit):
+		case <-time.After(c.limit):
 			unix.Kill(-c.cmd.Process.Pid, unix.SIGKILL)
 			<-c.ended
 		}

@@ -53,7 +53,7 @@ func (f *Fake) Start(ctx context.Context, h allocator.Host, program string, args
 	if f.Stderr != nil {
 		notice = func(line string) { f.Stderr(h.Name, line) }
 	}
-	p, err := allocator.Command(h.Name, exec.Command(program, args...), notice)
+	p, err := allocator.Command(h.Name, exec.Command(program, args...), allocator.CloseLimit, notice)
 	if err == nil {
 		f.started = append(f.started, p)
 	}
