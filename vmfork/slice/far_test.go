@@ -651,3 +651,78 @@ func TestArriveOnAFullDisk(t *testing.T) {
 	}
 	same(t, im, content)
 }
+
+// FuzzFar pushes, reads, prefetches and writes above two far slices as the input says, and compares with the same stack of
+// slices that are here.
+func FuzzFar(f *testing.F) {
+	f.Add([]byte("b0zc"), []byte("zc0b"), []byte{0, 1, 3, 1, 2, 9, 2, 0, 70, 3, 5, 20, 1, 0, 255})
+	f.Add(bytes.Repeat([]byte("bb0"), 40), bytes.Repeat([]byte("zccccc0"), 20), bytes.Repeat([]byte{1, 60, 9, 0, 63, 2, 3, 61, 7, 2, 50, 99, 4, 0, 0}, 6))
+	f.Fuzz(func(t *testing.T, up, low, ops []byte) {
+		const blocks, tail = 140, 77
+		cut := func(pattern []byte) string {
+			return string(append(bytes.Clone(pattern), bytes.Repeat([]byte("0"), blocks)...)[:blocks])
+		}
+		base := layer(t, Disk, strings.Repeat("a", blocks), tail)
+		origins := []*Slice{layer(t, Disk, cut(up), tail), layer(t, Disk, cut(low), tail)}
+		near := image(t, created(t, base.Size(), Disk), origins[0], origins[1], base)
+		u, _ := far(t, origins[0])
+		l, _ := far(t, origins[1])
+		away := image(t, created(t, base.Size(), Disk), u, l, base)
+		for step := 0; len(ops) >= 3 && step < 60; step++ {
+			op, a, b := ops[0], int64(ops[1])%blocks, int64(ops[2])
+			ops = ops[3:]
+			off := min(a*BlockSize+b*13%BlockSize, base.Size())
+			n := min(b*700, base.Size()-off)
+			switch op % 5 {
+			case 0: // a push, whatever the map says
+				s, origin := []*Slice{u, l}[b%2], origins[b%2]
+				run := min(1+b/8, blocks-a)
+				p := make([]byte, run*BlockSize)
+				have, has := origin.run(a, run)
+				if has == stored && have == run {
+					if err := origin.ReadBlocks(p, a); err != nil {
+						t.Fatal(err)
+					}
+				}
+				if err := s.Arrive(p, a); (err == nil) != (has == stored && have == run) {
+					t.Fatalf("a push of %d blocks from %d on, of which the map has %d in state %v: %v", run, a, have, has, err)
+				}
+			case 1:
+				want, got := make([]byte, n), make([]byte, n)
+				if _, err := near.ReadStat(t.Context(), want, off); err != nil {
+					t.Fatal(err)
+				}
+				if _, err := away.ReadStat(t.Context(), got, off); err != nil || !bytes.Equal(got, want) {
+					t.Fatalf("%d bytes at %d differ (%v)", n, off, err)
+				}
+			case 2:
+				if _, err := away.Prefetch(t.Context(), func(yield func(int64) bool) {
+					for i := a; i < a+b && yield(i); i += 1 + b%3 {
+					}
+				}); err != nil {
+					t.Fatal(err)
+				}
+			case 3:
+				p := bytes.Repeat([]byte{byte(step)}, int(n))
+				if _, err := near.WriteAt(p, off); err != nil {
+					t.Fatal(err)
+				}
+				if _, err := away.WriteAt(p, off); err != nil {
+					t.Fatal(err)
+				}
+			case 4:
+				if _, err := near.Discard(t.Context(), off, n); err != nil {
+					t.Fatal(err)
+				}
+				if _, err := away.Discard(t.Context(), off, n); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		want := make([]byte, base.Size())
+		if _, err := near.ReadAt(want, 0); err != nil {
+			t.Fatal(err)
+		}
+		same(t, away, want)
+	})
+}
