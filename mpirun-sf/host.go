@@ -293,6 +293,8 @@ func (j *job) notice(n sfld.Notice) {
 		tui.Step(n.Progress)
 	case n.Line != "":
 		tui.Notice("%s", n.Line)
+	case n.Detail != "":
+		tui.Detail("  %s", n.Detail)
 	case n.Gone != "":
 		select {
 		case j.lost <- n.Reason:

@@ -30,7 +30,8 @@ type command struct {
 	stdout  io.Writer // nil: it is gathered
 	limit   time.Duration
 	attr    *syscall.SysProcAttr
-	wrap    []string // a program and arguments that the launcher is given to
+	wrap    []string  // a program and arguments that the launcher is given to
+	enter   *exec.Cmd // the same program and arguments, to be run on another host
 	// beside says that another run goes on meanwhile.
 	beside bool
 }
@@ -106,7 +107,11 @@ func (c command) start(t *testing.T) *running {
 		c.limit = defaultLimit
 	}
 	argv := slices.Concat(c.wrap, []string{cmp.Or(c.program, launcher)}, c.args)
-	r := &running{t: t, cmd: exec.Command(argv[0], argv[1:]...), stdout: &buffer{}, stderr: &buffer{}, done: make(chan struct{}), beside: c.beside}
+	cmd := c.enter
+	if cmd == nil {
+		cmd = exec.Command(argv[0], argv[1:]...)
+	}
+	r := &running{t: t, cmd: cmd, stdout: &buffer{}, stderr: &buffer{}, done: make(chan struct{}), beside: c.beside}
 	r.cmd.Dir, r.cmd.Env, r.cmd.Stdin, r.cmd.SysProcAttr = c.dir, environ(c.env), c.stdin, c.attr
 	r.cmd.Stdout, r.cmd.Stderr = c.stdout, r.stderr
 	if c.stdout == nil {

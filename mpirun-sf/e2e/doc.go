@@ -9,8 +9,9 @@
 //  2. A test describes a run as a command, starts it, and gets a result; every
 //     run has a deadline, and at its end nothing of it may be left
 //     (command_test.go).
-//     A test of a job runs in both places where there are jobs: on the host, and
-//     in a virtual machine, which all tests of the package share (place_test.go).
+//     A test of a job runs in all places where there are jobs: on the host, in a
+//     virtual machine, and over three hosts with SSH, which are namespaces on this
+//     machine. All tests of the package share them (place_test.go, hosts_test.go).
 //  3. What is on the machine is looked at from outside: processes, links,
 //     mounts, files, cgroups (machine_test.go). After the last test it is
 //     compared with what was there before the first.

@@ -73,6 +73,9 @@ func allProcesses() []process {
 			continue
 		}
 		cmdline, _ := os.ReadFile(dir + "/cmdline")
+		if bytes.HasPrefix(cmdline, []byte("testcluster-")) {
+			continue // a host of the tests'
+		}
 		p := process{pid: pid, argv: strings.Split(strings.TrimRight(string(cmdline), "\x00"), "\x00")}
 		stat, _ := os.ReadFile(dir + "/stat")
 		// The name in parentheses may hold anything.

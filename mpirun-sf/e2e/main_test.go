@@ -55,6 +55,10 @@ func testMain(m *testing.M) int {
 	}
 	status := m.Run()
 	machine.stop()
+	if err := hosts.end(); err != nil {
+		fmt.Fprintln(os.Stderr, "e2e:", err)
+		status = max(status, 1)
+	}
 	if left := awaitSnapshot(before); len(left) > 0 {
 		fmt.Fprintf(os.Stderr, "e2e: left on the machine after all tests:\n\t%s\n", strings.Join(left, "\n\t"))
 		return 1
@@ -76,7 +80,7 @@ func whatIsMissing() error {
 	}
 	for tool, pkg := range map[string]string{
 		"qemu-system-x86_64": "qemu-system-x86", "qemu-img": "qemu-utils", "mpicc.mpich": "libmpich-dev and mpich",
-		"gcc": "gcc", "mkfs.ext4": "e2fsprogs", "make": "make", "unshare": "util-linux",
+		"gcc": "gcc", "mkfs.ext4": "e2fsprogs", "make": "make", "unshare": "util-linux", "sshd": "openssh-server",
 	} {
 		if _, err := exec.LookPath(tool); err != nil {
 			return fmt.Errorf("%s is not installed: apt install %s", tool, pkg)

@@ -13,18 +13,20 @@ import (
 	"time"
 )
 
-// A place is where mpirun-sf is called: on this machine, or in a virtual machine,
-// which it forks. What is true of a job in one is true of it in the other.
+// A place is where mpirun-sf is called: on this machine, for clones on it or on
+// many hosts, or in a virtual machine, which it forks. What is true of a job in one
+// is true of it in the others.
 type place string
 
 const (
-	onHost place = "host"
-	inside place = "inside"
+	onHost  place = "host"
+	inside  place = "inside"
+	onHosts place = "hosts"
 )
 
-// everywhere runs a test in both places.
+// everywhere runs a test in all places.
 func everywhere(t *testing.T, test func(t *testing.T, p place)) {
-	for _, p := range []place{onHost, inside} {
+	for _, p := range []place{onHost, inside, onHosts} {
 		t.Run(string(p), func(t *testing.T) { test(t, p) })
 	}
 }
@@ -32,8 +34,13 @@ func everywhere(t *testing.T, test func(t *testing.T, p place)) {
 // start starts a command, which is one of the host, in this place.
 func (p place) start(t *testing.T, c command) *running {
 	t.Helper()
-	if p == onHost {
+	switch p {
+	case onHost:
 		return c.start(t)
+	case onHosts:
+		f := hosts.begin(t)
+		c.args = f.over(farmSize, c.args)
+		return f.start(t, c)
 	}
 	machine.boot(t)
 	dir := c.dir
@@ -59,10 +66,10 @@ func (p place) run(t *testing.T, args ...string) result {
 // clone is what a job's n-th clone is called, as far as that is known before:
 // inside a machine, names that others have had lately are not given again.
 func (p place) clone(n int) string {
-	if p == onHost {
-		return fmt.Sprintf("clone-%d", n)
+	if p == inside {
+		return "clone-"
 	}
-	return "clone-"
+	return fmt.Sprintf("clone-%d", n)
 }
 
 // clones are the names of a job's n clones, in order, by its output.
@@ -76,7 +83,7 @@ func (p place) clones(t *testing.T, output string, n int) (names []string) {
 		}
 	}
 	for number := range numbers {
-		if p == onHost && number > n {
+		if p != inside && number > n {
 			t.Errorf("a job of %d clones has a clone-%d:\n%s", n, number, output)
 		}
 	}

@@ -44,7 +44,7 @@ type Connection struct {
 func (c *Carrier) JoinMesh(ctx context.Context, m *Mesh, how Connection) error {
 	err := c.Join(ctx, Fabric{
 		Config: mcdist.Config{
-			Self: m.self, Hosts: m.Hosts(), Dial: m.Dial, Key: how.Key, Mode: how.Mode, Notice: c.cfg.Events.Notice,
+			Self: m.self, Hosts: m.Hosts(), Dial: m.Dial, Key: how.Key, Mode: how.Mode, Notice: c.cfg.Events.Detail,
 		},
 		VNI: how.VNI, Port: how.Port, MTU: how.MTU,
 	})
@@ -165,6 +165,9 @@ func closeWrite(conn net.Conn) {
 
 // Notice implements [Events].
 func (d *daemon) Notice(line string) { d.tell(event{Notice: line}) }
+
+// Detail implements [Events].
+func (d *daemon) Detail(line string) { d.tell(event{Detail: line}) }
 
 // Progress implements [Events].
 func (d *daemon) Progress(step string) { d.tell(event{Progress: step}) }

@@ -81,6 +81,8 @@ type Host interface {
 type Events interface {
 	// Notice is a line for the user.
 	Notice(line string)
+	// Detail is one for a user who wants to know how it is done.
+	Detail(line string)
 	// Progress is a step that takes time, and has begun.
 	Progress(step string)
 	// Gone is the end of a machine that nobody asked for.

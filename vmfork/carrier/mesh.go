@@ -95,6 +95,9 @@ func (m *Mesh) Link(ctx context.Context, host int) (*link.Link, error) {
 		p := m.peers[host]
 		d.link, d.err = link.Dial(ctx, m.id, p.Listen.String(), p.Fingerprint, link.Host(p.Name))
 		close(d.ready)
+		if d.err == nil { // the other host may use the link, too
+			go m.Serve(d.link, host, func(_ byte, conn net.Conn) { conn.Close() })
+		}
 	}
 	select {
 	case <-d.ready:

@@ -56,9 +56,9 @@ func (r *Remote) Err() error { return r.link.Err() }
 
 // event is one of Events.
 type event struct {
-	Notice, Progress string
-	Member           int
-	Gone             string
+	Notice, Detail, Progress string
+	Member                   int
+	Gone                     string
 }
 
 // receive takes a stream that the other daemon has opened.
@@ -75,6 +75,8 @@ func receive(kind byte, conn net.Conn, events Events) {
 			switch {
 			case v.Notice != "":
 				events.Notice(v.Notice)
+			case v.Detail != "":
+				events.Detail(v.Detail)
 			case v.Progress != "":
 				events.Progress(v.Progress)
 			default:

@@ -83,6 +83,9 @@ type events struct {
 // Notice implements [carrier.Events].
 func (v events) Notice(line string) { v.e.notify(Notice{Line: v.e.on(v.host, line)}) }
 
+// Detail implements [carrier.Events].
+func (v events) Detail(line string) { v.e.notify(Notice{Detail: v.e.on(v.host, line)}) }
+
 // Progress implements [carrier.Events].
 func (v events) Progress(step string) { v.e.notify(Notice{Progress: v.e.on(v.host, step)}) }
 

@@ -89,12 +89,9 @@ func HostMain(ctx context.Context, version string) error {
 // again runs this program as the first process of namespaces of its own, and
 // ends as that does.
 func again() error {
-	self, err := os.Executable()
-	if err != nil {
-		return fmt.Errorf("start the host daemon: %w", err)
-	}
 	runtime.LockOSThread() // whose end would be the signal below
-	cmd := exec.Command(self, os.Args[1:]...)
+	// By this name also where an allocator has removed the file.
+	cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
 	isolate(cmd)
 	cmd.SysProcAttr.Pdeathsig = syscall.SIGKILL

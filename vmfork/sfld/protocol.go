@@ -158,6 +158,7 @@ func (c Counters) Total() (t carrier.Counters) {
 type Notice struct {
 	Progress string `json:"progress,omitempty"` // a step that takes time has begun
 	Line     string `json:"line,omitempty"`     // the user should know this
+	Detail   string `json:"detail,omitempty"`   // one who wants to know how it is done, this
 	Gone     string `json:"gone,omitempty"`     // the machine of this name is gone,
 	Reason   string `json:"reason,omitempty"`   // for this reason
 }
