@@ -110,6 +110,9 @@ func (c *Counters) Add(other Counters) {
 	c.Reads += other.Reads
 	c.BytesServed += other.BytesServed
 	c.BytesFetched += other.BytesFetched
+	c.FarReads += other.FarReads
+	c.BytesFar += other.BytesFar
+	c.BytesAhead += other.BytesAhead
 	c.BytesPushed += other.BytesPushed
 	c.ZeroBlocks += other.ZeroBlocks
 	c.LocalBlocks += other.LocalBlocks

@@ -2,6 +2,7 @@ package memtap
 
 import (
 	"os/exec"
+	"reflect"
 	"testing"
 	"time"
 )
@@ -33,5 +34,31 @@ func TestHistogram(t *testing.T) {
 	}
 	if h.Count() != 6 {
 		t.Errorf("count %d", h.Count())
+	}
+}
+
+// TestAddLeavesNothingOut, also of what counters are added later.
+func TestAddLeavesNothingOut(t *testing.T) {
+	var one Counters
+	v := reflect.ValueOf(&one).Elem()
+	for i := range v.NumField() {
+		if f := v.Field(i); f.Kind() == reflect.Int64 {
+			f.SetInt(int64(i) + 1)
+		}
+	}
+	for i := range one.Latency {
+		one.Latency[i] = int64(i) + 7
+	}
+	two := one
+	two.Add(one)
+	for i := range v.NumField() {
+		if f := v.Field(i); f.Kind() == reflect.Int64 && reflect.ValueOf(two).Field(i).Int() != 2*f.Int() {
+			t.Errorf("%s is not added", v.Type().Field(i).Name)
+		}
+	}
+	for i, n := range two.Latency {
+		if n != 2*one.Latency[i] {
+			t.Errorf("bucket %d is not added", i)
+		}
 	}
 }
