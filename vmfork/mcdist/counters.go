@@ -4,6 +4,8 @@ import (
 	"math/bits"
 	"sync/atomic"
 	"time"
+
+	"github.com/mpirun-sf/mpirun-sf/vmfork/mcdist/multicast"
 )
 
 // Way is how blocks reach a host.
@@ -194,7 +196,29 @@ func (n *Node) Counters() Counters {
 	for i := range c.latency {
 		s.Latency[i] = c.latency[i].Load()
 	}
+	n.mu.Lock()
+	sender, hears := (*multicast.Sender)(nil), n.hears
+	if n.dist != nil {
+		sender = n.dist.sender
+	}
+	n.mu.Unlock()
+	if sender != nil {
+		c := sender.Counters()
+		s.cast(c)
+		s.Sent[ByMulticast].Bulk.Blocks += int64(c.Blocks)
+	}
+	if hears != nil {
+		s.cast(hears.Counters())
+	}
 	return s
+}
+
+// cast adds what multicast has counted. New blocks that came are counted here.
+func (s *Counters) cast(c multicast.Counters) {
+	out, in := &s.Sent[ByMulticast], &s.Received[ByMulticast]
+	out.Bulk.add(Traffic{int64(c.PacketsSent), int64(c.MulticastSent + c.UnicastSent), 0})
+	in.Bulk.add(Traffic{int64(c.PacketsReceived), int64(c.MulticastTaken + c.UnicastTaken), 0})
+	s.Repairs += int64(c.Repairs)
 }
 
 func flow(t *[kinds]traffic) Flow {

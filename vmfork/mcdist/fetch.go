@@ -10,6 +10,7 @@ import (
 
 	"github.com/bits-and-blooms/bitset"
 
+	"github.com/mpirun-sf/mpirun-sf/vmfork/mcdist/multicast"
 	"github.com/mpirun-sf/mpirun-sf/vmfork/slice"
 )
 
@@ -31,11 +32,16 @@ type Fetch struct {
 	id     ID
 	object bool
 	origin int
+	size   int64 // bytes
 	blocks int64
 	sink   Sink
 	store  Source // the sink, if it can be read
 	ctx    context.Context
 	cancel context.CancelFunc
+
+	cast     atomic.Pointer[multicast.Fetch] // nil while nothing comes by multicast
+	batches  chan struct{}                   // a token for each request in bulk by multicast
+	followed chan struct{}                   // closed when nothing will come by multicast any more; nil if nothing can
 
 	mu       sync.Mutex
 	have     *bitset.BitSet // have come
@@ -72,16 +78,22 @@ func (n *Node) Open(origin int, id ID, size int64, to Sink) (*Fetch, error) {
 	}
 	n.lane(origin, urgent).open()
 	f.join(n.others(origin))
-	for _, o := range n.keptOffers(f) {
-		f.takeOffer(o)
+	offers := n.keptOffers(f)
+	f.followed = make(chan struct{})
+	if !n.start(func() {
+		defer close(f.followed)
+		f.follow(offers)
+	}) {
+		close(f.followed)
 	}
 	return f, nil
 }
 
 func newFetch(n *Node, origin int, id ID, size int64, to Sink) *Fetch {
 	f := &Fetch{
-		node: n, id: id, origin: origin, up: origin, blocks: (size + slice.BlockSize - 1) / slice.BlockSize, sink: to,
+		node: n, id: id, size: size, origin: origin, up: origin, blocks: (size + slice.BlockSize - 1) / slice.BlockSize, sink: to,
 		have: &bitset.BitSet{}, coming: &bitset.BitSet{}, calls: make(map[int64]*call), parked: make(map[int64][]*feed),
+		batches: make(chan struct{}, castBatches),
 	}
 	f.store, _ = to.(Source)
 	f.idle = sync.NewCond(&f.mu)
@@ -180,6 +192,18 @@ func extend(spans []span, block int64) []span {
 // ask asks the origin for blocks that somebody waits for. Faults never go to a relay: most of what it could answer was
 // pushed here as well, so it would have to ask in its turn, and a fault would take two round trips or more.
 func (f *Fetch) ask(spans []span) {
+	if cast := f.cast.Load(); cast != nil {
+		for _, s := range spans {
+			if !f.node.start(func() { f.askCast(cast, s) }) {
+				f.fail(spans, ErrClosed)
+			}
+		}
+		return
+	}
+	f.askStream(spans)
+}
+
+func (f *Fetch) askStream(spans []span) {
 	for len(spans) > 0 {
 		n := min(len(spans), maxSpans)
 		f.node.count.request(urgent, true)
@@ -231,7 +255,7 @@ func (f *Fetch) arrive(p []byte, first int64, way Way, kind int) error {
 			break
 		}
 		fresh += r.n
-		f.landed(r)
+		f.landed(r, way)
 	}
 	f.node.count.blocks(way, kind, fresh, n-fresh)
 
@@ -247,7 +271,7 @@ func (f *Fetch) arrive(p []byte, first int64, way Way, kind int) error {
 }
 
 // landed enters blocks that the sink has.
-func (f *Fetch) landed(r span) {
+func (f *Fetch) landed(r span, way Way) {
 	f.mu.Lock()
 	f.have.SetRange(uint(r.first), uint(r.first+r.n))
 	var relay []relayed
@@ -269,6 +293,9 @@ func (f *Fetch) landed(r span) {
 	f.mu.Unlock()
 	for _, r := range relay {
 		r.arrived(r.block)
+	}
+	if cast := f.cast.Load(); cast != nil && way != ByMulticast {
+		cast.Has(r.first, r.n)
 	}
 }
 
@@ -327,11 +354,18 @@ func (f *Fetch) forget(c *call) {
 // must not be called by the sink.
 func (f *Fetch) Close() {
 	f.node.removeFetch(f)
+	f.cancel()
+	f.close()
+	if f.followed != nil {
+		<-f.followed
+	}
+}
+
+func (f *Fetch) close() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if !f.closed {
 		f.closed = true
-		f.cancel()
 		for len(f.calls) > 0 {
 			for _, c := range f.calls {
 				f.forget(c)

@@ -212,7 +212,7 @@ func (l *lane) dial(wait time.Duration) {
 	}
 	started := l.node.start(func() { l.read(conn) })
 	if !started {
-		l.lose(conn, errClosed)
+		l.lose(conn, ErrClosed)
 	}
 	l.flush()
 	for _, e := range done {

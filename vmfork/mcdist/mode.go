@@ -36,8 +36,3 @@ func (m *Mode) UnmarshalText(text []byte) error {
 	}
 	return fmt.Errorf("%q is no way to distribute: take auto, multicast, unicast or tree", text)
 }
-
-// treeFrom reports whether what comes from an origin in bulk goes along a tree.
-func (n *Node) treeFrom(int) bool {
-	return n.config.Mode == Tree || n.config.Mode == Auto && len(n.config.Hosts) >= 4
-}

@@ -9,6 +9,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/mpirun-sf/mpirun-sf/vmfork/mcdist/multicast"
 	"github.com/mpirun-sf/mpirun-sf/vmfork/slice"
 )
 
@@ -74,6 +75,9 @@ type Node struct {
 	askers  map[ID]map[asker]struct{}
 	objects map[ID]*receipt
 	offers  []kept
+	dist    *distribution       // nil until it is needed
+	ways    map[int]*way        // of other hosts
+	hears   *multicast.Receiver // nil until it is needed
 }
 
 // New makes a Node, which ends with ctx or by Close.
@@ -92,6 +96,7 @@ func New(ctx context.Context, config Config) (*Node, error) {
 		config: config, served: make(map[key]*served), fetches: make(map[key]*Fetch), out: make(map[[2]int]*lane),
 		paces: make(map[int]*pace), in: make(map[*inbound]struct{}), packers: make(map[int]*packer),
 		askers: make(map[ID]map[asker]struct{}), objects: make(map[ID]*receipt),
+		ways: make(map[int]*way),
 	}
 	n.ctx, n.cancel = context.WithCancel(ctx)
 	context.AfterFunc(n.ctx, func() { n.Close() })
@@ -106,9 +111,9 @@ func (n *Node) name(host int) string {
 	return fmt.Sprintf("number %d", host)
 }
 
-func (n *Node) notice(format string, args ...any) {
+func (n *Node) notice(line string) {
 	if n.config.Notice != nil {
-		n.config.Notice(fmt.Sprintf(format, args...))
+		n.config.Notice(line)
 	}
 }
 
@@ -179,7 +184,21 @@ func (n *Node) Serve(id ID, s Source) error {
 	if err := n.serve(key{id: id}, s); err != nil {
 		return fmt.Errorf("serve slice %v: %w", id, err)
 	}
+	if sender := n.sender(); sender != nil {
+		if err := sender.Serve(id, s); err != nil && n.sender() != nil {
+			n.Withdraw(id)
+			return fmt.Errorf("serve slice %v: %w", id, err)
+		}
+	}
 	return nil
+}
+
+// sender returns what sends by multicast, or nil.
+func (n *Node) sender() *multicast.Sender {
+	d := n.distribution()
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return d.sender
 }
 
 func (n *Node) serve(k key, s Source) error {
@@ -191,7 +210,7 @@ func (n *Node) serve(k key, s Source) error {
 	case n.served[k] != nil:
 		return errors.New("it is served already")
 	}
-	n.served[k] = &served{source: s}
+	n.served[k] = &served{key: k, source: s}
 	return nil
 }
 
@@ -207,6 +226,9 @@ func (n *Node) Withdraw(id ID) {
 			s.withdraw()
 		}
 	}
+	if sender := n.sender(); sender != nil {
+		sender.Withdraw(id)
+	}
 }
 
 // Close ends the node: all that waits here fails with ErrClosed, and other hosts are told. It returns when nothing of it
@@ -216,6 +238,11 @@ func (n *Node) Close() error {
 	first := !n.closed
 	n.closed = true
 	lanes, ins, fetches, all := n.out, n.in, n.fetches, n.served
+	var sender *multicast.Sender
+	if n.dist != nil {
+		sender = n.dist.sender
+	}
+	hears := n.hears
 	if first {
 		n.out, n.in, n.fetches, n.served = map[[2]int]*lane{}, map[*inbound]struct{}{}, map[key]*Fetch{}, map[key]*served{}
 	}
@@ -234,6 +261,12 @@ func (n *Node) Close() error {
 		for _, s := range all {
 			s.withdraw()
 		}
+		if sender != nil {
+			sender.Close()
+		}
+		if hears != nil {
+			hears.Close()
+		}
 	}
 	n.running.Wait()
 	return nil
@@ -241,6 +274,7 @@ func (n *Node) Close() error {
 
 // served is a source while it is served.
 type served struct {
+	key    key
 	mu     sync.RWMutex // shared by those who read
 	source Source       // nil once it is withdrawn
 }
@@ -249,7 +283,7 @@ func (s *served) read(dst []byte, first int64) error {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
 	if s.source == nil {
-		return ErrWithdrawn
+		return unknown(s.key)
 	}
 	n := int64(len(dst)) / slice.BlockSize
 	if first > (s.source.Size()+slice.BlockSize-1)/slice.BlockSize-n {

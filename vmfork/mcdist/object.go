@@ -46,6 +46,14 @@ func (n *Node) Publish(id ID, data []byte, to []int) error {
 	if err := n.serve(key{id, true}, o); err != nil {
 		return fmt.Errorf("publish object %v: %w", id, err)
 	}
+	d := n.distribution()
+	select { // the hosts are told at once whatever becomes of it, and a moment later if that makes one transmission do
+	case <-d.decided:
+	case <-time.After(decideTime):
+	}
+	if sender := n.sender(); sender != nil && len(data) > 0 {
+		_ = sender.Publish(id, data, to) // a larger one than it takes goes by unicast
+	}
 	n.mu.Lock()
 	askers := n.askers[id]
 	delete(n.askers, id)
@@ -129,25 +137,20 @@ func (n *Node) receive(origin int, id ID, about about, to []int) (*receipt, erro
 		r.fetch.cancel()
 		return nil, fmt.Errorf("%d bytes of objects are here already", held-about.size)
 	}
-	r.data = make([]byte, about.size)
 	n.objects[id] = r
-	n.fetches[key{id, true}] = r.fetch
-	n.running.Go(func() {
-		r.fetch.join(to)
-		n.finish(id, r)
-	})
+	n.running.Go(func() { n.finish(id, r, to) })
 	return r, nil
 }
 
 // finish fetches an object and wakes those who wait for it. It is kept for a while, for relaying.
-func (n *Node) finish(id ID, r *receipt) {
-	err := r.fetch.Prefetch(r.fetch.ctx, func(yield func(int64) bool) {
-		for b := range r.fetch.blocks {
-			if !yield(b) {
-				return
-			}
-		}
-	})
+func (n *Node) finish(id ID, r *receipt, to []int) {
+	data, err := n.castObject(r.fetch.ctx, r.fetch.origin, id, r.about.size)
+	if err == nil && sha256.Sum256(data) == r.about.sum {
+		r.data = data
+	} else {
+		r.data = make([]byte, r.about.size)
+		err = r.fetch.whole(to)
+	}
 	if sum := sha256.Sum256(r.data); err == nil && sum != r.about.sum {
 		err = fmt.Errorf("what came from host %s has the SHA-256 %x instead of %x", n.name(r.fetch.origin), sum[:4], r.about.sum[:4])
 	}
@@ -166,6 +169,15 @@ func (n *Node) finish(id ID, r *receipt) {
 		time.AfterFunc(keepTime, forget)
 	}
 	close(r.done)
+}
+
+// whole fetches all blocks.
+func (f *Fetch) whole(to []int) error {
+	if err := f.node.addFetch(f); err != nil {
+		return err
+	}
+	f.join(to)
+	return f.Prefetch(f.ctx, each([]span{{0, f.blocks}}))
 }
 
 // asker is a request for an object that was not published yet.

@@ -27,6 +27,11 @@ func (n *Node) Push(id ID, to []int, blocks []int64) error {
 		}
 		spans = extend(spans, b)
 	}
+	if sender := n.sender(); sender != nil && n.distributes(Multicast) {
+		if err := sender.Push(id, blocks); err != nil {
+			return fmt.Errorf("push slice %v: %w", id, err)
+		}
+	}
 	for part := range slices.Chunk(spans, maxSpans) {
 		n.offer(&offer{id: id, to: to, spans: part})
 	}
@@ -62,7 +67,8 @@ func (in *inbound) offered(f *frame) error {
 			n.keepOffer(in.from, o)
 		}
 		n.mu.Unlock()
-		if open != nil && open.origin == in.from {
+		// Who listens is sent it by multicast.
+		if open != nil && open.origin == in.from && open.cast.Load() == nil {
 			open.takeOffer(o)
 		}
 	}

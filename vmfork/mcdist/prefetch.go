@@ -81,7 +81,9 @@ func (f *Fetch) prefetch(ctx context.Context, blocks iter.Seq[int64], o *order) 
 		}
 		batch = extend(batch, b)
 		if count++; count == 1 {
-			quantum = f.node.pace(f.host()).quantum()
+			if quantum = castBatch; f.cast.Load() == nil {
+				quantum = f.node.pace(f.host()).quantum()
+			}
 		}
 		if count >= quantum || len(batch) == maxSpans {
 			if err := f.order(ctx, o, batch, count); err != nil {
@@ -141,8 +143,10 @@ func (f *Fetch) order(ctx context.Context, o *order, spans []span, n int64) erro
 		f.unclaim(spans)
 		return err
 	}
-	host := f.host()
-	w := &want{f: f, kind: bulk, host: host, spans: spans, order: o, pace: f.node.pace(host)}
+	if cast := f.cast.Load(); cast != nil {
+		return f.orderCast(ctx, o, cast, spans)
+	}
+	w := f.wanted(f.host(), o, spans)
 	alone, err := w.pace.acquire(ctx, &w.share, n)
 	if err != nil {
 		f.unclaim(spans)
@@ -151,6 +155,11 @@ func (f *Fetch) order(ctx context.Context, o *order, spans []span, n int64) erro
 	o.begin()
 	f.send(w, alone)
 	return nil
+}
+
+// wanted is a request in bulk.
+func (f *Fetch) wanted(host int, o *order, spans []span) *want {
+	return &want{f: f, kind: bulk, host: host, spans: spans, order: o, pace: f.node.pace(host)}
 }
 
 func (f *Fetch) send(w *want, alone bool) {
@@ -168,7 +177,7 @@ func (f *Fetch) settle(w *want, rest []span, err error) {
 		if err != nil {
 			f.forsake(w.host)
 		}
-		again := &want{f: f, kind: bulk, host: f.origin, spans: rest, order: w.order, pace: f.node.pace(f.origin)}
+		again := f.wanted(f.origin, w.order, rest)
 		if f.node.start(func() { f.again(again) }) {
 			return
 		}

@@ -19,6 +19,7 @@ const (
 	maxFeeds      = 1024 // requests in bulk of one host that wait
 	maxRelay      = 4096 // blocks of one request to a relay
 	maxAsks       = 1024 // objects that one host waits for
+	maxSlow       = 16
 	gateTime      = 2 * time.Millisecond
 	byeTime       = 200 * time.Millisecond
 )
@@ -37,6 +38,7 @@ type inbound struct {
 	packer *packer
 
 	writing sync.Mutex
+	slow    chan struct{} // a token for each question that takes its time
 
 	mu    sync.Mutex // of a bulk lane
 	feeds map[uint32]*feed
@@ -48,7 +50,7 @@ type inbound struct {
 
 // Accept takes a stream that another host's Node has dialed. It returns at once.
 func (n *Node) Accept(conn net.Conn, from int) {
-	in := &inbound{node: n, from: from, conn: conn, feeds: make(map[uint32]*feed), asks: make(map[uint32]ID)}
+	in := &inbound{node: n, from: from, conn: conn, feeds: make(map[uint32]*feed), asks: make(map[uint32]ID), slow: make(chan struct{}, maxSlow)}
 	in.more = sync.NewCond(&in.mu)
 	if from < 0 || from >= len(n.config.Hosts) {
 		conn.Close()
@@ -150,6 +152,10 @@ func (in *inbound) request(f *frame, working chan struct{}) error {
 		return in.ask(f)
 	case kindOffer:
 		return in.offered(f)
+	case kindProbe:
+		return in.probed(f)
+	case kindWay:
+		return in.tellWay(f)
 	default:
 		return fmt.Errorf("%w: kind %d is no request", errFrame, f.kind)
 	}
