@@ -95,6 +95,13 @@ func nftError(err error) error {
 	return err
 }
 
+func wayError(err error) error {
+	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EOPNOTSUPP) {
+		return &MissingError{"transparent proxying", "run: modprobe -a nft_tproxy nft_reject_ipv4 (CONFIG_NFT_TPROXY, CONFIG_NFT_REJECT_IPV4), or do without a way out", err}
+	}
+	return nftError(err)
+}
+
 func tunError(err error) error {
 	switch {
 	case errors.Is(err, fs.ErrNotExist):

@@ -33,6 +33,7 @@ type Network struct {
 	filter filter
 	plugs  map[int]*plug
 	trunk  *trunk // to the other hosts, or nil
+	way    *way   // out of the network, or nil
 }
 
 // Create makes the namespace with lo and the bridge, both up, and nothing else in it. See [Probe] for its errors.
@@ -172,6 +173,10 @@ func (n *Network) Close() error {
 	if n.remover != nil {
 		n.remover.Close()
 		n.remover = nil
+	}
+	if n.way != nil {
+		n.way.close()
+		n.way = nil
 	}
 	n.filter.close()
 	if n.trunk != nil {

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -16,6 +17,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/nftables"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
@@ -130,7 +132,8 @@ func TestNothingShowsOutsideOrIsLeft(t *testing.T) {
 }
 
 func TestKillLeavesNothing(t *testing.T) {
-	before := outside(t)
+	hosts := newTestHosts(t, 2, false)
+	before := hostState(t, hosts[0])
 	command := exec.Command(os.Args[0])
 	command.Env = append(os.Environ(), "NETWORK_TEST_VICTIM=yes")
 	command.Stderr = os.Stderr
@@ -138,9 +141,7 @@ func TestKillLeavesNothing(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := command.Start(); err != nil {
-		t.Fatal(err)
-	}
+	must(t, hosts[0].inside(command.Start))
 	path, err := bufio.NewReader(output).ReadString('\n')
 	if err != nil {
 		t.Fatal(err)
@@ -149,6 +150,10 @@ func TestKillLeavesNothing(t *testing.T) {
 	if holder := holderOf(identity); holder == "" {
 		t.Error("nobody holds the namespace while the victim lives: the search is no use")
 	}
+	during := hostState(t, hosts[0])
+	if !strings.Contains(during, "mpirun-sf-11259375-4789") || !strings.Contains(during, ":12B5 ") || !strings.Contains(during, ":1F90 ") {
+		t.Errorf("the victim's table and ports cannot be seen, so the search is no use: %s", during)
+	}
 	if err := command.Process.Signal(syscall.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
@@ -156,9 +161,53 @@ func TestKillLeavesNothing(t *testing.T) {
 	if holder := holderOf(identity); holder != "" {
 		t.Errorf("%s still holds the namespace", holder)
 	}
-	if after := outside(t); !reflect.DeepEqual(before, after) {
-		t.Errorf("outside, %v became %v", before, after)
+	waitForNoVXLAN(t, hosts[0])
+	if after := hostState(t, hosts[0]); before != after {
+		t.Errorf("on the host, %s became %s", before, after)
 	}
+}
+
+// hostState is all of a host that a network may change while it lives.
+func hostState(t *testing.T, h *testHost) (state string) {
+	t.Helper()
+	must(t, h.inside(func() error {
+		state = fmt.Sprintln(outside(t))
+		conn, err := nftables.New()
+		if err != nil {
+			return err
+		}
+		tables, err := conn.ListTables()
+		if err != nil {
+			return err
+		}
+		for _, table := range tables {
+			state += fmt.Sprintln("table", table.Name, "of family", table.Family)
+		}
+		rules, err := netlink.RuleList(netlink.FAMILY_V4)
+		if err != nil {
+			return err
+		}
+		for _, rule := range rules {
+			state += fmt.Sprintln(rule)
+		}
+		for _, file := range []string{"net/udp", "net/tcp", "sys/net/ipv4/ip_forward", "sys/net/ipv4/icmp_ratelimit", "sys/net/ipv4/conf/all/forwarding", "sys/net/ipv4/conf/eth0/forwarding"} {
+			if strings.HasPrefix(file, "net") {
+				file = "thread-self/" + file
+			}
+			content, err := os.ReadFile("/proc/" + file)
+			if err != nil {
+				return err
+			}
+			for line := range strings.Lines(string(content)) { // without an entry's number, counters and the like
+				if fields := strings.Fields(line); len(fields) > 3 {
+					line = strings.Join(fields[1:4], " ") + "\n"
+				}
+				state += line
+			}
+		}
+		return nil
+	}))
+	return state
 }
 
 // victim makes a network with all there is to it, says where, and waits for its end.
@@ -166,10 +215,25 @@ func victim() {
 	ctx := context.Background()
 	n, err := Create(ctx, NewPlan("victim"))
 	if err == nil {
+		err = n.Join(ctx, Fabric{VNI: 0xabcdef, Local: netip.MustParseAddr("192.0.2.1"), Port: 4789, Hosts: []netip.Addr{netip.MustParseAddr("192.0.2.2")}, Gateway: true})
+	}
+	if err == nil {
 		_, err = n.AddTap(1)
 	}
 	if err == nil {
+		err = n.Up(1)
+	}
+	if err == nil {
+		_, err = n.Spare(1)
+	}
+	if err == nil {
+		err = n.Locate(2, netip.MustParseAddr("192.0.2.2"))
+	}
+	if err == nil {
 		_, err = n.Listen(ctx, 0)
+	}
+	if err == nil {
+		err = n.OpenWay(ctx, Way{Forward: []Forward{{Host: netip.MustParseAddrPort("192.0.2.1:8080"), Port: 80}}})
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)

@@ -48,12 +48,12 @@ func send(t *testing.T, plug *os.File, f []byte) {
 	}
 }
 
-// drain is the numbers of all the frames that wait in a tap.
+// drain is the numbers of all the frames that wait in a tap, or come until there is a pause.
 func drain(t *testing.T, file *os.File) (numbers []int) {
 	t.Helper()
-	must(t, file.SetReadDeadline(time.Now().Add(100*time.Millisecond)))
 	buffer := make([]byte, 2048)
 	for {
+		must(t, file.SetReadDeadline(time.Now().Add(100*time.Millisecond)))
 		size, err := file.Read(buffer)
 		if errors.Is(err, os.ErrDeadlineExceeded) {
 			return numbers
