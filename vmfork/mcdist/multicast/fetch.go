@@ -36,44 +36,85 @@ type Fetch struct {
 	moved   chan struct{}        // closed when there is something new to look at; nil if nobody waits
 	idle    int                  // how often the origin has said that nothing is left to be sent
 	behind  uint32               // batches below this were sent whole
+	joined  time.Time            // when it was last joined again because it was quiet
 	heard   time.Time            // when the group was last heard; zero if never
 	active  time.Time            // when data last came
 	report  report
 	delay   delay
 }
 
-// join asks for membership until the origin has answered, and the group was heard.
+// join asks for membership until the origin has answered.
 func (f *Fetch) join(ctx context.Context) error {
 	began := time.Now()
-	retry := time.NewTicker(joinEvery)
-	defer retry.Stop()
-	for {
+	for attempt := 0; ; attempt++ {
 		f.receiver.send(f.origin, func(p []byte) []byte {
 			return appendStamped(p, messageJoin, f.id, microseconds(time.Now()))
 		})
-		for waiting := true; waiting; {
-			f.mu.Lock()
-			welcomed, heard, moved := f.sink != nil, !f.heard.IsZero(), f.watch()
-			f.mu.Unlock()
-			if welcomed && heard {
-				return nil
-			}
-			if time.Since(began) > joinPatience {
-				if welcomed {
-					return ErrDeaf
-				}
-				return ErrSilent
-			}
-			select {
-			case <-moved:
-			case <-retry.C:
-				waiting = false
-			case <-f.done:
-				return f.Err()
-			case <-ctx.Done():
-				return fmt.Errorf("wait for the origin's welcome: %w", ctx.Err())
-			}
+		f.mu.Lock()
+		welcomed, moved := f.sink != nil, f.watch()
+		f.mu.Unlock()
+		if welcomed {
+			return nil
 		}
+		retry := time.NewTimer(joinAgain(attempt))
+		select {
+		case <-moved:
+		case <-retry.C:
+		case <-f.done:
+			retry.Stop()
+			return f.Err()
+		case <-ctx.Done():
+			retry.Stop()
+			return fmt.Errorf("wait for the origin's welcome: %w", ctx.Err())
+		}
+		retry.Stop()
+		f.mu.Lock()
+		welcomed = f.sink != nil
+		f.mu.Unlock()
+		if welcomed {
+			return nil
+		}
+		if time.Since(began) > joinPatience {
+			return ErrSilent
+		}
+	}
+}
+
+// joinAgain is how long to wait for the answer to the nth join, n from 0.
+func joinAgain(n int) time.Duration { return min(joinEvery, 4*time.Millisecond<<min(n, 10)) }
+
+// listen makes sure that the group is heard: each join makes the origin send something to it. To be told of a new member
+// takes the switch some time: Linux waits for two or three ticks of its clock until it says that it has joined. Whoever
+// waits for blocks in the meantime gets them by unicast.
+func (f *Fetch) listen() {
+	for attempt := 0; ; attempt++ {
+		retry := time.NewTimer(joinAgain(attempt))
+		f.mu.Lock()
+		heard, moved := !f.heard.IsZero(), f.watch()
+		f.mu.Unlock()
+		if heard {
+			retry.Stop()
+			return
+		}
+		select {
+		case <-moved:
+			retry.Stop()
+			continue
+		case <-f.done:
+			retry.Stop()
+			return
+		case <-retry.C:
+		}
+		if time.Since(f.begun) > joinPatience {
+			f.origin.mu.Lock()
+			f.origin.deaf = time.Now().Add(deafFor)
+			f.origin.mu.Unlock()
+			f.end(ErrDeaf)
+			return
+		}
+		f.receiver.send(f.origin, func(p []byte) []byte {
+			return appendStamped(p, messageJoin, f.id, microseconds(time.Now()))
+		})
 	}
 }
 
@@ -106,6 +147,7 @@ func (f *Fetch) Bring(ctx context.Context, first, n int64) error {
 		f.mu.Lock()
 		missing := f.have.missing(first, n)
 		arriving := attempt == 0 && f.arriving(missing)
+		deaf := f.heard.IsZero()
 		moved := f.watch()
 		f.mu.Unlock()
 		if len(missing) == 0 {
@@ -125,7 +167,11 @@ func (f *Fetch) Bring(ctx context.Context, first, n int64) error {
 				timer.Reset(minPatience / 2)
 				continue
 			}
-			f.want(missing, true, attempt)
+			if deaf {
+				f.want(missing, true, attempt+1) // is answered by unicast
+			} else {
+				f.want(missing, true, attempt)
+			}
 			timer.Reset(f.origin.patience(attempt))
 			attempt++
 		case <-moved:
@@ -182,7 +228,7 @@ func (f *Fetch) checkSilence(since time.Time) error {
 	any := f.origin.heard
 	f.origin.mu.Unlock()
 	f.mu.Lock()
-	group := f.heard
+	group, joined := f.heard, f.joined
 	f.mu.Unlock()
 	if group.After(any) {
 		any = group
@@ -193,14 +239,25 @@ func (f *Fetch) checkSilence(since time.Time) error {
 		}
 		return b
 	}
-	switch {
+	switch quiet := now.Sub(latest(group, since)); {
 	case now.Sub(latest(any, since)) > silence:
 		return ErrSilent
-	case now.Sub(latest(group, since)) > silence:
+	case quiet > silence:
 		return ErrDeaf
+	case quiet > rejoinAfter && now.Sub(joined) > rejoinAfter:
+		// The group hears a beacon twice a second. If it does not, a switch may have forgotten who listens.
+		f.mu.Lock()
+		f.joined = now
+		f.mu.Unlock()
+		if err := f.socket.rejoin(); err != nil {
+			return fmt.Errorf("%w: %w", ErrDeaf, err)
+		}
 	}
 	return nil
 }
+
+// rejoinAfter is how long a group is quiet until it is joined again.
+const rejoinAfter = 1200 * time.Millisecond
 
 // window is how many blocks a prefetch asks for ahead: 32 MB, enough for 10 Gbit/s with a round trip of 20 ms.
 const window = 8192
@@ -211,6 +268,9 @@ func (f *Fetch) Prefetch(ctx context.Context, blocks iter.Seq[int64]) error {
 	p := &prefetch{fetch: f, ctx: ctx, timer: time.NewTimer(time.Hour), began: time.Now()}
 	defer p.timer.Stop()
 	defer p.release()
+	if err := f.awaitGroup(ctx); err != nil {
+		return fmt.Errorf("prefetch: %w", err)
+	}
 	for b := range blocks {
 		if b < 0 || b >= f.blocks {
 			return fmt.Errorf("prefetch block %d: not inside the image of %d", b, f.blocks)
@@ -230,6 +290,25 @@ func (f *Fetch) Prefetch(ctx context.Context, blocks iter.Seq[int64]) error {
 		return fmt.Errorf("prefetch: %w", err)
 	}
 	return nil
+}
+
+// awaitGroup waits until the group is heard: bulk is sent to nobody else.
+func (f *Fetch) awaitGroup(ctx context.Context) error {
+	for {
+		f.mu.Lock()
+		heard, moved := !f.heard.IsZero(), f.watch()
+		f.mu.Unlock()
+		if heard {
+			return nil
+		}
+		select {
+		case <-moved:
+		case <-f.done:
+			return f.Err()
+		case <-ctx.Done():
+			return fmt.Errorf("wait for the group to be heard: %w", ctx.Err())
+		}
+	}
 }
 
 // prefetch is one call of Prefetch.

@@ -24,6 +24,8 @@ type socket interface {
 	// receive waits for packets and calls take for each. A packet is take's until it returns, and may be written to.
 	// Only one goroutine receives. After close it returns net.ErrClosed.
 	receive(take func(p []byte, from netip.AddrPort)) error
+	// rejoin joins a group's socket again, so that switches hear of it again.
+	rejoin() error
 	close() error
 }
 
@@ -38,10 +40,26 @@ const minRoom = 576 - 28
 // their members only get packets that do not open.
 func (k keyring) groupOf(origin int, id ID) netip.AddrPort {
 	h := k.derive("address", end{host: uint16(origin)}.bytes()[:2], id[:])
+	return netip.AddrPortFrom(groupAddress(h), groupPort(h))
+}
+
+// objectGroup derives a published object's group. All objects of an origin have one address, so that hosts can have
+// joined it before an object is published; the port is the object's.
+func (k keyring) objectGroup(origin int, id ID) netip.AddrPort {
+	of := end{host: uint16(origin)}.bytes()[:2]
+	return netip.AddrPortFrom(groupAddress(k.derive("objects", of)), groupPort(k.derive("object", of, id[:])))
+}
+
+func groupAddress(h []byte) netip.Addr {
 	n := binary.BigEndian.Uint32(h)
 	if n&0x7fff00 == 0 {
 		n |= 0x000100
 	}
-	port := 1<<15 + binary.BigEndian.Uint16(h[4:])%(1<<14) // below the ports that clients get by themselves, mostly
-	return netip.AddrPortFrom(netip.AddrFrom4([4]byte{239, byte(n >> 16), byte(n >> 8), byte(n)}), port)
+	return netip.AddrFrom4([4]byte{239, byte(n >> 16), byte(n >> 8), byte(n)})
 }
+
+// groupPort keeps below the ports that clients mostly get by themselves.
+func groupPort(h []byte) uint16 { return 1<<14 + binary.BigEndian.Uint16(h[4:])%(1<<14) }
+
+// attendPort is the port of sockets that only keep a group's address joined.
+const attendPort = 1<<14 - 1

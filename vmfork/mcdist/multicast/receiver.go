@@ -54,11 +54,12 @@ type origin struct {
 	out     *sealer
 	open    *opener // used by the goroutine that receives replies, alone
 
-	mu      sync.Mutex
-	fetches map[ID]*Fetch
-	heard   time.Time // when anything came from it, in whatever way
-	deaf    time.Time // until when nothing is opened from it; zero if its multicast comes through
-	trip    trip
+	mu       sync.Mutex
+	attended socket // keeps this host in the group of the origin's objects
+	fetches  map[ID]*Fetch
+	heard    time.Time // when anything came from it, in whatever way
+	deaf     time.Time // until when nothing is opened from it; zero if its multicast comes through
+	trip     trip
 }
 
 // How long Open waits, and a fetch for a sender that is silent.
@@ -99,10 +100,14 @@ func NewReceiver(config ReceiverConfig) (*Receiver, error) {
 }
 
 // Open joins the group of an id, whose blocks go to a sink from then on, also those that others ask for. It returns when
-// it has heard from the origin both ways. Errors are ErrDeaf, ErrSilent, ErrTooMany (for which unicast is the remedy),
+// the origin has answered. If its multicast is not heard within 2 s the fetch ends with ErrDeaf, and for the next 30 s
+// Open fails with it at once. Errors are ErrDeaf, ErrSilent, ErrTooMany (for which unicast is the remedy),
 // ErrUnknown, ErrSize, ErrServed if it is open already, or the context's.
 func (r *Receiver) Open(ctx context.Context, from Origin, id ID, size int64, to Sink) (*Fetch, error) {
-	f, err := r.open(ctx, from, id, func(w welcome) (Sink, error) {
+	f, err := r.open(ctx, from, id, r.keys.groupOf(from.Host, id), func(w welcome) (Sink, error) {
+		if w.flags&flagObject != 0 {
+			return nil, fmt.Errorf("%w: it is a published object", ErrSize)
+		}
 		if w.size != size {
 			return nil, fmt.Errorf("%w: %d bytes instead of %d", ErrSize, w.size, size)
 		}
@@ -116,8 +121,11 @@ func (r *Receiver) Open(ctx context.Context, from Origin, id ID, size int64, to 
 
 // Receive gets a whole object that was published.
 func (r *Receiver) Receive(ctx context.Context, from Origin, id ID) ([]byte, error) {
+	if err := r.Attend(from); err != nil {
+		return nil, fmt.Errorf("receive %s: %w", id, err)
+	}
 	var whole *wholeObject
-	f, err := r.open(ctx, from, id, func(w welcome) (Sink, error) {
+	f, err := r.open(ctx, from, id, r.keys.objectGroup(from.Host, id), func(w welcome) (Sink, error) {
 		if w.flags&flagObject == 0 || w.size == 0 || w.size > maxObject {
 			return nil, fmt.Errorf("%w: it is no object of at most %d bytes", ErrSize, maxObject)
 		}
@@ -127,7 +135,8 @@ func (r *Receiver) Receive(ctx context.Context, from Origin, id ID) ([]byte, err
 	if err != nil {
 		return nil, fmt.Errorf("receive %s from host %d: %w", id, from.Host, err)
 	}
-	defer f.Close()
+	// To leave the group may take the kernel longer than all the rest, for it has one lock for all interfaces.
+	defer r.all.Go(f.Close)
 	err = f.Prefetch(ctx, func(yield func(int64) bool) {
 		for b := range f.blocks {
 			if !yield(b) {
@@ -138,23 +147,55 @@ func (r *Receiver) Receive(ctx context.Context, from Origin, id ID) ([]byte, err
 	if err != nil {
 		return nil, fmt.Errorf("receive %s from host %d: %w", id, from.Host, err)
 	}
-	return whole.data, nil
+	return whole.take(), nil
+}
+
+// Attend joins, until the receiver is closed, the address to which an origin multicasts objects. Receive does it too, but
+// until all switches know of it some 10 to 40 ms pass, which nobody has to wait for if it was done before.
+func (r *Receiver) Attend(from Origin) error {
+	o, err := r.originOf(from)
+	if err != nil {
+		return fmt.Errorf("attend host %d: %w", from.Host, err)
+	}
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.attended != nil {
+		return nil
+	}
+	// Nothing is received from it: no id has this port.
+	at := netip.AddrPortFrom(r.keys.objectGroup(from.Host, ID{}).Addr(), attendPort)
+	if o.attended, err = r.config.network.join(r.config.Address, at); err != nil {
+		o.attended = nil
+		return fmt.Errorf("attend host %d: %w", from.Host, err)
+	}
+	return nil
 }
 
 // wholeObject is a Sink in memory. A block that comes twice is the same both times.
 type wholeObject struct {
-	mu   sync.Mutex
-	data []byte
+	mu    sync.Mutex
+	data  []byte
+	taken bool
+}
+
+func (o *wholeObject) take() []byte {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.taken = true
+	return o.data
 }
 
 func (o *wholeObject) Arrive(p []byte, first int64) error {
 	o.mu.Lock()
 	defer o.mu.Unlock()
+	if o.taken {
+		return nil
+	}
 	copy(o.data[first*slice.BlockSize:], p)
 	return nil
 }
 
-func (r *Receiver) open(ctx context.Context, from Origin, id ID, accept func(w welcome) (Sink, error)) (*Fetch, error) {
+func (r *Receiver) open(ctx context.Context, from Origin, id ID, group netip.AddrPort, accept func(w welcome) (Sink, error)) (*Fetch, error) {
 	if from.Host < 0 || from.Host > maxHost || !from.Address.Addr().Is4() {
 		return nil, fmt.Errorf("host %d at %s: no origin", from.Host, from.Address)
 	}
@@ -178,23 +219,19 @@ func (r *Receiver) open(ctx context.Context, from Origin, id ID, accept func(w w
 	if err != nil {
 		return nil, err
 	}
-	if f.socket, err = r.config.network.join(r.config.Address, r.keys.groupOf(from.Host, id)); err != nil {
+	if f.socket, err = r.config.network.join(r.config.Address, group); err != nil {
 		f.end(err)
 		f.forget()
 		return nil, err
 	}
 	f.all.Go(f.receive)
 	if err := f.join(ctx); err != nil {
-		if errors.Is(err, ErrDeaf) {
-			o.mu.Lock()
-			o.deaf = time.Now().Add(deafFor)
-			o.mu.Unlock()
-		}
 		f.end(err)
 		f.Close()
 		return nil, err
 	}
 	f.all.Go(f.tend)
+	f.all.Go(f.listen)
 	return f, nil
 }
 
@@ -335,6 +372,10 @@ func (r *Receiver) Close() error {
 		o.mu.Lock()
 		for _, f := range o.fetches {
 			fetches = append(fetches, f)
+		}
+		if o.attended != nil {
+			o.attended.close()
+			o.attended = nil
 		}
 		o.mu.Unlock()
 	}

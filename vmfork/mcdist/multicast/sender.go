@@ -159,7 +159,7 @@ const (
 	maxMembers  = 4096
 	maxSources  = 4096
 	// gather is how long an object waits for those who shall get it, from the first of them.
-	gather = 30 * time.Millisecond
+	gather = 15 * time.Millisecond
 	// keepBytes bounds the batches that are kept so that parity can be made for them.
 	keepBytes = 16 << 20
 )
@@ -208,7 +208,7 @@ func (s *Sender) Serve(id ID, from Source) error {
 }
 
 // Publish serves a whole object, of at most 256 MB, until it is withdrawn. The hosts in to are those who are going to ask
-// for it: from the first of them that does, the others are waited for 30 ms, so that one transmission does for all.
+// for it: from the first of them that does, the others are waited for 15 ms, so that one transmission does for all.
 func (s *Sender) Publish(id ID, data []byte, to []int) error {
 	if len(data) == 0 || len(data) > maxObject {
 		return fmt.Errorf("publish %s: %d bytes: must be at least 1 and at most %d", id, len(data), maxObject)
@@ -228,6 +228,9 @@ func (s *Sender) serve(src *source) error {
 	}
 	src.blocks = (src.size + slice.BlockSize - 1) / slice.BlockSize
 	src.group = s.keys.groupOf(s.config.Self, src.id)
+	if src.object {
+		src.group = s.keys.objectGroup(s.config.Self, src.id)
+	}
 	src.out = newSealer(toGroup, s.self, func(c suite) []byte { return s.keys.groupKey(c, s.self, src.id) })
 	src.members, src.moved, src.sent = make(map[end]*member), make(map[end]error), make(marks)
 

@@ -94,6 +94,7 @@ func (udp) join(local netip.Addr, group netip.AddrPort) (socket, error) {
 	if err != nil {
 		return nil, err
 	}
+	m := &unix.IPMreqn{Multiaddr: group.Addr().As4(), Ifindex: int32(i.Index)}
 	s, err := openUDP(group, func(fd int) error {
 		if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1); err != nil {
 			return fmt.Errorf("share the port: %w", err)
@@ -102,7 +103,6 @@ func (udp) join(local netip.Addr, group netip.AddrPort) (socket, error) {
 		if err := unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_MULTICAST_ALL, 0); err != nil {
 			return fmt.Errorf("hear this group alone: %w", err)
 		}
-		m := &unix.IPMreqn{Multiaddr: group.Addr().As4(), Ifindex: int32(i.Index)}
 		if err := unix.SetsockoptIPMreqn(fd, unix.IPPROTO_IP, unix.IP_ADD_MEMBERSHIP, m); err != nil {
 			return fmt.Errorf("join on interface %s: %w", i.Name, err)
 		}
@@ -111,6 +111,7 @@ func (udp) join(local netip.Addr, group netip.AddrPort) (socket, error) {
 	if err != nil {
 		return nil, fmt.Errorf("join the group %s: %w", group, err)
 	}
+	s.membership = m
 	return s, nil
 }
 
@@ -120,6 +121,8 @@ type udpSocket struct {
 	local   netip.AddrPort
 	whole   atomic.Bool // the kernel does not cut trains for us
 	buffers []ipv4.Message
+
+	membership *unix.IPMreqn // of a group's socket
 }
 
 func openUDP(local netip.AddrPort, set func(fd int) error) (*udpSocket, error) {
@@ -153,6 +156,22 @@ func (s *udpSocket) address() netip.AddrPort {
 }
 
 func (s *udpSocket) close() error { return s.conn.Close() }
+
+func (s *udpSocket) rejoin() error {
+	raw, err := s.conn.SyscallConn()
+	if err != nil {
+		return fmt.Errorf("join again: %w", err)
+	}
+	var failed error
+	err = raw.Control(func(fd uintptr) {
+		unix.SetsockoptIPMreqn(int(fd), unix.IPPROTO_IP, unix.IP_DROP_MEMBERSHIP, s.membership)
+		failed = unix.SetsockoptIPMreqn(int(fd), unix.IPPROTO_IP, unix.IP_ADD_MEMBERSHIP, s.membership)
+	})
+	if err := errors.Join(err, failed); err != nil {
+		return fmt.Errorf("join again: %w", err)
+	}
+	return nil
+}
 
 func (s *udpSocket) send(p []byte, size int, to netip.AddrPort) error {
 	train := maxTrain / size * size

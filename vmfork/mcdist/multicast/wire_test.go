@@ -14,13 +14,14 @@ import (
 type wire struct {
 	mtu int
 
-	mu      sync.Mutex
-	random  *rand.Rand
-	sockets map[netip.AddrPort][]*wireSocket
-	ports   uint16
-	links   map[netip.Addr]*wireLink
-	tap     func(p []byte, from, to netip.AddrPort) // sees all that is sent
-	deaf    bool                                    // carries no multicast
+	mu       sync.Mutex
+	random   *rand.Rand
+	sockets  map[netip.AddrPort][]*wireSocket
+	ports    uint16
+	links    map[netip.Addr]*wireLink
+	tap      func(p []byte, from, to netip.AddrPort) // sees all that is sent
+	rejoined int
+	deaf     bool // carries no multicast
 }
 
 // wireLink is the way from the switch to a host.
@@ -91,6 +92,13 @@ type wireSocket struct {
 }
 
 func (s *wireSocket) address() netip.AddrPort { return s.at }
+
+func (s *wireSocket) rejoin() error {
+	s.wire.mu.Lock()
+	defer s.wire.mu.Unlock()
+	s.wire.rejoined++
+	return nil
+}
 
 func (s *wireSocket) close() error {
 	s.once.Do(func() {
