@@ -81,7 +81,7 @@ func meantFor(control []byte) (netip.AddrPort, bool) {
 // carryFlow carries a flow until it is idle. It has a socket at each end; the inner one's address is the destination's,
 // so that answers come from there, and what the member sends from now on is read from it.
 func (w *way) carryFlow(f *flow) {
-	outer, err := w.dialOut("udp4", f.key.outside)
+	outer, err := w.dialOut("udp", f.key.outside)
 	if err != nil {
 		return
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net/netip"
 
 	"golang.org/x/sys/unix"
 )
@@ -38,6 +39,32 @@ func Probe(ctx context.Context) error {
 	defer n.Close()
 	_, err = n.AddTap(0)
 	return err
+}
+
+// ProbeFabric finds out whether Join would work here, for hosts of the address's family, without joining anything.
+func ProbeFabric(ctx context.Context, local netip.Addr) error {
+	n, err := Create(ctx, NewPlan("probe"))
+	if err != nil {
+		return err
+	}
+	defer n.Close()
+	// In the network's own namespace, where there is no underlay, nothing can be in the way.
+	t := &trunk{fabric: Fabric{VNI: 1, Local: local, Port: 4789, MTU: minMTU}}
+	if t.guard, err = newGuard(n.namespace, t.fabric); err != nil {
+		return fmt.Errorf("shut the underlay to strangers: %w", err)
+	}
+	defer n.part(t)
+	return n.addTrunk(t, n.handle)
+}
+
+// ProbeWay finds out whether OpenWay would work here, by doing it.
+func ProbeWay(ctx context.Context) error {
+	n, err := Create(ctx, NewPlan("probe"))
+	if err != nil {
+		return err
+	}
+	defer n.Close()
+	return n.OpenWay(ctx, Way{})
 }
 
 func namespaceError(err error) error {

@@ -3,7 +3,9 @@ package network
 import (
 	"errors"
 	"fmt"
+	"net/netip"
 	"os"
+	"reflect"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -15,11 +17,28 @@ func TestProbe(t *testing.T) {
 	}
 }
 
+func TestProbeFabricAndWay(t *testing.T) {
+	before := outside(t)
+	for _, local := range []string{"192.0.2.1", "2001:db8::1"} {
+		if err := ProbeFabric(t.Context(), netip.MustParseAddr(local)); err != nil {
+			t.Errorf("%s: %v", local, err)
+		}
+	}
+	if err := ProbeWay(t.Context()); err != nil {
+		t.Error(err)
+	}
+	if after := outside(t); !reflect.DeepEqual(before, after) {
+		t.Errorf("outside, %v became %v", before, after)
+	}
+}
+
 func TestMissingErrorsSayWhatToDo(t *testing.T) {
 	for _, err := range []error{
 		namespaceError(unix.EPERM), namespaceError(unix.EINVAL), namespaceError(unix.ENOSPC),
 		bridgeError(unix.EOPNOTSUPP), bridgeError(unix.EPERM),
 		tunError(&os.PathError{Op: "open", Path: "/dev/net/tun", Err: unix.ENOENT}),
+		vxlanError(unix.EOPNOTSUPP), vxlanError(unix.EPERM), vxlanUpError(unix.EAFNOSUPPORT),
+		nftError(unix.EAFNOSUPPORT), nftError(errors.Join(unix.EOPNOTSUPP, unix.ENOENT)), nftError(unix.EPERM), wayError(unix.ENOENT),
 		tunError(unix.ENODEV), tunError(unix.EACCES), tunError(unix.EPERM),
 	} {
 		var missing *MissingError

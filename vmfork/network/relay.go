@@ -89,7 +89,7 @@ func reset(c *net.TCPConn) {
 
 // carryOut carries a member's connection to where the member meant it to go, which is the local address of this end.
 func (w *way) carryOut(inner *net.TCPConn) {
-	outer, err := w.dialOut("tcp4", inner.LocalAddr().(*net.TCPAddr).AddrPort())
+	outer, err := w.dialOut("tcp", inner.LocalAddr().(*net.TCPAddr).AddrPort())
 	if err != nil {
 		reset(inner)
 		return

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math"
 	"net/netip"
+	"os"
 	"strconv"
 	"strings"
 )
@@ -169,4 +170,25 @@ func ParseForward(s string) (Forward, error) {
 		return fail(fmt.Errorf("%q is no address and port", host))
 	}
 	return f, nil
+}
+
+// HostResolver is the first server of this host's resolv.conf(5), for [Way].
+func HostResolver() (netip.AddrPort, error) {
+	const file = "/etc/resolv.conf"
+	text, err := os.ReadFile(file)
+	if err != nil {
+		return netip.AddrPort{}, fmt.Errorf("find this host's resolver: %w", err)
+	}
+	return resolverOf(string(text), file)
+}
+
+func resolverOf(text, file string) (netip.AddrPort, error) {
+	for line := range strings.Lines(text) {
+		if fields := strings.Fields(line); len(fields) >= 2 && fields[0] == "nameserver" {
+			if addr, err := netip.ParseAddr(fields[1]); err == nil {
+				return netip.AddrPortFrom(addr, resolverPort), nil
+			}
+		}
+	}
+	return netip.AddrPort{}, fmt.Errorf("find this host's resolver: no nameserver in %s", file)
 }

@@ -48,6 +48,20 @@ func TestParseForward(t *testing.T) {
 	}
 }
 
+func TestResolverOf(t *testing.T) {
+	for text, want := range map[string]string{
+		"# nameserver 192.0.2.9\nsearch example.org\nnameserver 192.0.2.53\nnameserver 192.0.2.54\n": "192.0.2.53:53",
+		"nameserver bad\nnameserver\t2001:db8::53":                                                   "[2001:db8::53]:53",
+	} {
+		if got, err := resolverOf(text, ""); err != nil || got.String() != want {
+			t.Errorf("of %q: %v (%v)", text, got, err)
+		}
+	}
+	if got, err := resolverOf("search example.org\n", ""); err == nil {
+		t.Errorf("of nothing: %v", got)
+	}
+}
+
 func FuzzParseWay(f *testing.F) {
 	for _, s := range []string{"10.0.0.0/8:443/tcp", "192.0.2.1", "100mbit", "1.5gbit", "8080:80", "0.0.0.0:8080:80", "[::1]:1:1"} {
 		f.Add(s)
