@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -323,6 +324,57 @@ func TestReplace(t *testing.T) {
 		t.Error(err)
 	}
 	same(t, image(t, f, base), expanded("acb", 0))
+}
+
+// TestFoldsUnderReaders: nobody notices that layers are folded, replaced and closed.
+func TestFoldsUnderReaders(t *testing.T) {
+	const blocks, depth = 128, 12
+	base, _ := sealed(t, Memory, strings.Repeat("a", blocks), 0)
+	layers := []*Slice{base}
+	want := bytes.Repeat([]byte("a"), blocks)
+	for i := range depth {
+		pattern := bytes.Repeat([]byte("0"), blocks)
+		for b := i; b < blocks; b += depth - i/2 {
+			pattern[b], want[b] = byte('b'+i), byte('b'+i)
+		}
+		layers = append([]*Slice{layer(t, Memory, string(pattern), 0)}, layers...)
+	}
+	im := image(t, layers...)
+	content := expanded(string(want), 0)
+	done := make(chan struct{})
+	var wg sync.WaitGroup
+	for r := range 3 {
+		wg.Go(func() {
+			got := make([]byte, 20*BlockSize)
+			for i := int64(r); ; i++ {
+				select {
+				case <-done:
+					return
+				default:
+				}
+				off := i * 7919 % (im.Size() - int64(len(got)))
+				if _, err := im.ReadStat(t.Context(), got, off); err != nil || !bytes.Equal(got, content[off:off+int64(len(got))]) {
+					t.Errorf("read at %d: wrong, %v", off, err)
+					return
+				}
+			}
+		})
+	}
+	for i := Foldable(im.Layers(), 1); i >= 0; i = Foldable(im.Layers(), 1) {
+		layers := im.Layers()
+		if err := im.Replace(layers[i], layers[i+1], folded(t, layers[i], layers[i+1])); err != nil {
+			t.Error(err)
+			break
+		}
+		layers[i].Close()
+		layers[i+1].Close()
+	}
+	close(done)
+	wg.Wait()
+	same(t, im, content)
+	if n := len(im.Layers()); n > 4 {
+		t.Errorf("%d layers are left", n)
+	}
 }
 
 // TestInherit: what a host has of two slices it has of the one that they were folded into on their host.
