@@ -58,7 +58,8 @@
 //
 // Clones on another host read the same slices, and few of the blocks (section 3.3). There each is a far slice.
 //
-//  1. The host that has the slice sends its Map: which blocks hold data, and which are zeros. It is a few KB.
+//  1. The host that has the slice sends its Map: which blocks hold data, and which are zeros. It is 64 KB for
+//     each GB at most, packed.
 //  2. Far makes a slice of it, frozen from the start and empty. It is stacked, and served, like any other: an absent block
 //     is looked for below, and a zero is answered at once.
 //  3. A read that meets stored blocks which are not here stops before it has read anything. It lets go of the image's

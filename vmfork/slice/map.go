@@ -85,7 +85,7 @@ const (
 	wirePiece = 1 << 20
 )
 
-// MarshalBinary packs the map: a few KB for each GB of memory of which much is one or the other.
+// MarshalBinary packs the map: at most 64 KB for each GB of the image, and little of that where neighbours are alike.
 func (m Map) MarshalBinary() ([]byte, error) {
 	if err := m.check(); err != nil {
 		return nil, fmt.Errorf("pack slice map: %w", err)
