@@ -115,7 +115,10 @@ func commandsApp() *cli.App {
 	app := baseApp()
 	app.Commands = []*cli.Command{
 		vmCommand(), imageCommand(), doctorCommand(), cleanCommand(),
-		{Name: "sfld", Hidden: true, Flags: []cli.Flag{&cli.BoolFlag{Name: "host"}}, Action: func(c *cli.Context) error {
+		{Name: "sfld", Hidden: true, Flags: append(serviceFlags(), &cli.BoolFlag{Name: "host"}), Action: func(c *cli.Context) error {
+			if done, err := asService(c); done {
+				return err
+			}
 			// A guest's worth of garbage is not worth a collection under a fork.
 			debug.SetGCPercent(400)
 			if c.Bool("host") {
