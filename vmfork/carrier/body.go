@@ -142,15 +142,16 @@ func (c *Carrier) close(b *body) {
 	c.release(b.base)
 }
 
-// restack puts other layers under what a machine has written to its disk.
-func (c *Carrier) restack(b *body, below []*slice.Slice) error {
+// restack puts its generation's disk under what a machine has written to its own.
+func (c *Carrier) restack(b *body) error {
+	memory, below := c.stacks(b.base)
+	defer c.drop(memory)
 	before := b.disk.Layers()
-	layers := append(before[:1:1], below...)
-	if err := b.disk.Restack(layers...); err != nil {
+	if err := b.disk.Restack(append(before[:1:1], below...)...); err != nil {
+		c.drop(below)
 		return err
 	}
-	c.hold(layers)
-	c.drop(before)
+	c.drop(before[1:])
 	return nil
 }
 
@@ -172,7 +173,7 @@ func (c *Carrier) Start(ctx context.Context, member int, id agent.Identity) (t S
 	if err != nil {
 		return t, err
 	}
-	if err := c.restack(b, b.base.disk); err != nil {
+	if err := c.restack(b); err != nil {
 		return t, fmt.Errorf("give %s its disk: %w", b.Name, err)
 	}
 	if err := b.vm.Restore(ctx, b.base.state); err != nil {

@@ -117,11 +117,14 @@ func (c *Carrier) Export(_ context.Context, generation string, to []int) (out Ex
 	}
 	defer c.release(g)
 	fail := func(err error) (Exported, error) { return Exported{}, fmt.Errorf("export %s: %w", generation, err) }
-	d, err := c.describe(g)
+	memory, disk := c.stacks(g)
+	layers := slices.Concat(memory, disk)
+	defer c.drop(layers)
+	d, err := c.describe(g, memory, disk)
 	if err != nil {
 		return fail(err)
 	}
-	for _, s := range slices.Concat(g.memory.Layers(), g.disk) {
+	for _, s := range layers {
 		if err := c.serve(f, s); err != nil {
 			return fail(err)
 		}
@@ -138,11 +141,16 @@ func (c *Carrier) Export(_ context.Context, generation string, to []int) (out Ex
 	c.mu.Lock()
 	g.objects = append(g.objects, object)
 	c.mu.Unlock()
-	return Exported{Object: object, Origin: c.cfg.Number, Bytes: buf.Len()}, nil
+	return Exported{Object: object, Origin: c.cfg.Number, Bytes: buf.Len(), Layers: c.name(layers)}, nil
 }
 
-// describe makes a generation's descriptor for other hosts.
-func (c *Carrier) describe(g *generation) (*descriptor.Descriptor, error) {
+// describe makes the descriptor for other hosts of a generation that has these
+// slices.
+func (c *Carrier) describe(g *generation, memory, disk []*slice.Slice) (*descriptor.Descriptor, error) {
+	image, err := slice.NewImage(memory...)
+	if err != nil {
+		return nil, err
+	}
 	machine := c.driver.Describe(c.shape)
 	d := &descriptor.Descriptor{
 		ID: g.name, Created: time.Now(),
@@ -151,22 +159,19 @@ func (c *Carrier) describe(g *generation) (*descriptor.Descriptor, error) {
 		Memory:      c.shape.Memory,
 		Devices:     machine.Devices,
 		MemoryMap:   machine.MemoryMap,
-		MemoryImage: descriptor.Image{Name: "ram", Size: c.shape.Memory, Slices: g.memory.IDs()},
-		Disks:       []descriptor.Image{{Name: "disk", Size: g.disk[0].Size()}},
-		ZeroPages:   g.memory.Zeros(),
+		MemoryImage: descriptor.Image{Name: "ram", Size: c.shape.Memory, Slices: image.IDs()},
+		Disks:       []descriptor.Image{{Name: "disk", Size: disk[0].Size()}},
+		ZeroPages:   image.Zeros(),
 		DeviceState: g.state,
 	}
-	for _, s := range g.disk {
+	for _, s := range disk {
 		d.Disks[0].Slices = append(d.Disks[0].Slices, s.ID())
 	}
-	for _, l := range c.layersOf(g) {
-		d.Origins = append(d.Origins, l.Origin)
-	}
-	for _, s := range slices.Concat(g.memory.Layers(), g.disk) {
-		d.Maps = append(d.Maps, s.Map())
+	layers := slices.Concat(memory, disk)
+	for i, l := range c.name(layers) {
+		d.Origins, d.Maps = append(d.Origins, l.Origin), append(d.Maps, layers[i].Map())
 	}
 	if len(g.trace) > 0 {
-		var err error
 		if d.WorkingSet, err = g.trace.MarshalBinary(); err != nil {
 			return nil, err
 		}

@@ -157,6 +157,7 @@ func (c *Carrier) Freeze(ctx context.Context, member int) (f Frozen, err error) 
 		c.settle(b, dirtied)
 		old.Kill()
 		c.release(base)
+		c.fold(b)
 	})
 	if thawErr != nil {
 		c.background.Go(func() { c.cfg.Events.Gone(member, thawErr) })

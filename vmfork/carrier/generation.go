@@ -135,12 +135,34 @@ func (c *Carrier) release(g *generation) {
 	c.drop(layers)
 }
 
-// layersOf names the slices of a generation.
-func (c *Carrier) layersOf(g *generation) (all []Layer) {
+// stacks are the slices of a generation as they are now, top first, for the
+// caller to drop.
+func (c *Carrier) stacks(g *generation) (memory, disk []*slice.Slice) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	for _, s := range slices.Concat(g.memory.Layers(), g.disk) {
+	if g.memory != nil {
+		memory = g.memory.Layers()
+	}
+	disk = slices.Clone(g.disk)
+	c.holdLocked(memory)
+	c.holdLocked(disk)
+	return memory, disk
+}
+
+// name says which slices these are, and where all of each is.
+func (c *Carrier) name(layers []*slice.Slice) (all []Layer) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, s := range layers {
 		all = append(all, Layer{s.ID(), c.layers[s].origin})
 	}
 	return all
+}
+
+// layersOf names the slices of a generation.
+func (c *Carrier) layersOf(g *generation) []Layer {
+	memory, disk := c.stacks(g)
+	layers := slices.Concat(memory, disk)
+	defer c.drop(layers)
+	return c.name(layers)
 }

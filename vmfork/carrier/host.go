@@ -137,6 +137,7 @@ type Exported struct {
 	Object slice.ID // under which its descriptor is published
 	Origin int      // by which host
 	Bytes  int      // of the descriptor
+	Layers []Layer  // that the generation has now: slices may have been folded since it was frozen
 }
 
 // Counters are what a host has moved and used for the job so far.

@@ -1,6 +1,7 @@
 package sfld
 
 import (
+	"os/exec"
 	"strings"
 	"testing"
 	"time"
@@ -123,4 +124,28 @@ func TestFirstVM(t *testing.T) {
 	if len(id.Seed) != 64 || string(id.Seed) == string(other.Seed) || id.BootID == other.BootID || id.MachineID == other.MachineID || string(id.Session) == string(other.Session) {
 		t.Errorf("identities are not unique: %+v %+v", id.BootID, other.BootID)
 	}
+}
+
+// A VM that is forked again and again has few slices all the same.
+func TestManyForks(t *testing.T) {
+	e, d := testEngine(t)
+	startVM(t, e)
+	for range 30 {
+		point := field(t, fromHost(t, e, "ok checkpoint=", api.CheckpointParent), "checkpoint")
+		fromHost(t, e, "ok", api.Discard, "checkpoint", point)
+	}
+	const few = 3 + 2*7 // the booted guest's, and a logarithm's worth of memory and of disk
+	var n int
+	for end := time.Now().Add(20 * time.Second); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
+		if n = e.local.Inventory().Slices; n <= few {
+			break
+		}
+	}
+	if n > few {
+		t.Errorf("after 30 forks there are %d slices", n)
+	}
+	if out, err := exec.CommandContext(soon(t), "head", "-c", "4096", d.disk(t, "parent")).Output(); err != nil || strings.Trim(string(out), "x") != "" {
+		t.Errorf("its disk begins with %.20q, %v", out, err)
+	}
+	left(t, e, d, "parent")
 }

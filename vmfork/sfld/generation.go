@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 
 	"golang.org/x/sync/errgroup"
 
@@ -54,10 +55,14 @@ func (e *Engine) newGenerationLocked(origin *site) *generation {
 	return &generation{name: fmt.Sprintf("memory-%d", e.serial), origin: origin, uses: 1, here: map[*site]*coming{}}
 }
 
-// frozenLocked says what slices a generation has.
+// frozenLocked says what slices a generation has. Those that it was said to have
+// before stay its own.
 func (e *Engine) frozenLocked(g *generation, layers []carrier.Layer) {
-	g.layers = layers
 	for _, l := range layers {
+		if slices.ContainsFunc(g.layers, func(known carrier.Layer) bool { return known.ID == l.ID }) {
+			continue
+		}
+		g.layers = append(g.layers, l)
 		p := e.layers[l.ID]
 		if p == nil {
 			p = &placed{origin: l.Origin}
@@ -150,6 +155,9 @@ func (e *Engine) bring(ctx context.Context, g *generation, sites []*site) error 
 	e.mu.Unlock()
 	if len(lacking) > 0 {
 		exported, err := g.origin.Export(ctx, g.name, to)
+		e.mu.Lock()
+		e.frozenLocked(g, exported.Layers)
+		e.mu.Unlock()
 		var group errgroup.Group
 		for _, s := range lacking {
 			group.Go(func() error {
