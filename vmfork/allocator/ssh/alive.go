@@ -1,7 +1,9 @@
 package ssh
 
 import (
+	"errors"
 	"fmt"
+	"io"
 	"sync"
 	"time"
 )
@@ -30,12 +32,12 @@ func (r *reason) get() error {
 // closes the connection when several questions in turn had no answer. It
 // returns when the connection has ended.
 func (c *connection) watchOver() {
-	ended := make(chan struct{})
+	ended := c.gone
 	go func() {
 		defer close(ended)
 		err := c.Client.Wait()
-		if err == nil {
-			err = fmt.Errorf("%s ended it", c.s.host)
+		if err == nil || errors.Is(err, io.EOF) {
+			err = errors.New("the far side closed it; has sshd been ended, or the host been shut down?")
 		}
 		c.lost.set(err)
 	}()

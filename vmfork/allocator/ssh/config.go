@@ -76,7 +76,7 @@ func (r reader) parse(path, text string, depth int) ([]directive, error) {
 		if d.args, err = split(d.rest); err != nil {
 			return nil, d.errorf("%w", err)
 		}
-		if len(d.args) == 0 {
+		if len(d.args) == 0 || d.args[0] == "" {
 			return nil, d.errorf("%s has no value", line[:end])
 		}
 		if d.key == "include" {

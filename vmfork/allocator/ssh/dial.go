@@ -22,12 +22,55 @@ const maxHops = 8
 type connection struct {
 	*ssh.Client
 	s    *settings
-	lost *reason // why it ended, if that is not known from elsewhere
+	lost *reason       // why it ended, once it has
+	gone chan struct{} // closed when it has
+}
+
+// way is how to get to a host: the hosts that the connection goes through, and
+// the host itself.
+type way []*settings
+
+// wayTo works it out before anything is connected to, so that one that goes
+// round in circles ends.
+func (c configuration) wayTo(s *settings, hops int) (way, error) {
+	var w way
+	for i, hop := range s.jump {
+		if hops++; hops > maxHops {
+			return nil, fmt.Errorf("more than %d hosts on the way; does ProxyJump go round in circles?", maxHops)
+		}
+		user, host, port, err := splitHop(hop)
+		if err != nil {
+			return nil, err
+		}
+		next, err := c.resolve(host, user, port)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", host, err)
+		}
+		if i > 0 { // gets there from the one before, whatever its own way is
+			next.jump, next.proxyCommand = nil, ""
+		}
+		before, err := c.wayTo(next, hops)
+		if err != nil {
+			return nil, err
+		}
+		w = append(w, before...)
+	}
+	return append(w, s), nil
+}
+
+// String names the hosts on the way.
+func (w way) String() string {
+	var names []string
+	for _, s := range w[:len(w)-1] {
+		names = append(names, s.name)
+	}
+	return strings.Join(names, ", ")
 }
 
 // connect makes a connection, and logs in.
-func (a *Allocation) connect(ctx context.Context, s *settings, hops int) (*connection, error) {
-	raw, err := a.reach(ctx, s, hops)
+func (a *Allocation) connect(ctx context.Context, w way) (*connection, error) {
+	s := w[len(w)-1]
+	raw, err := a.reach(ctx, w)
 	if err != nil {
 		return nil, err
 	}
@@ -40,19 +83,20 @@ func (a *Allocation) connect(ctx context.Context, s *settings, hops int) (*conne
 }
 
 // reach makes the stream that SSH is spoken on.
-func (a *Allocation) reach(ctx context.Context, s *settings, hops int) (net.Conn, error) {
-	limited, cancel := context.WithTimeout(ctx, s.connectLimit)
-	defer cancel()
+func (a *Allocation) reach(ctx context.Context, w way) (net.Conn, error) {
+	s := w[len(w)-1]
 	switch {
-	case len(s.jump) > 0:
+	case len(w) > 1:
 		// Each host on the way has limits of its own.
-		via, err := a.hop(ctx, s.jump, hops+1)
+		via, err := a.hop(ctx, w[:len(w)-1])
 		if err != nil {
-			return nil, fmt.Errorf("connect to %s: go through %s: %w", s.address(), strings.Join(s.jump, ", "), err)
+			return nil, fmt.Errorf("connect to %s through %v: %w", s.address(), w, err)
 		}
+		limited, cancel := context.WithTimeout(ctx, s.connectLimit)
+		defer cancel()
 		conn, err := dialThrough(limited, via, s.address())
 		if err != nil {
-			return nil, fmt.Errorf("connect to %s through %s: %w", s.address(), strings.Join(s.jump, ", "), because(limited, err, s.connectLimit))
+			return nil, fmt.Errorf("connect to %s through %v: %w", s.address(), w, because(limited, err, s.connectLimit))
 		}
 		return conn, nil
 	case s.proxyCommand != "":
@@ -62,6 +106,8 @@ func (a *Allocation) reach(ctx context.Context, s *settings, hops int) (net.Conn
 		}
 		return conn, nil
 	}
+	limited, cancel := context.WithTimeout(ctx, s.connectLimit)
+	defer cancel()
 	conn, err := new(net.Dialer).DialContext(limited, s.family, s.address())
 	if err != nil {
 		return nil, fmt.Errorf("connect to %s: %w", s.address(), because(limited, dialError(err), s.connectLimit))
@@ -116,25 +162,14 @@ func dialThrough(ctx context.Context, via *connection, address string) (net.Conn
 	return conn, err
 }
 
-// hop is the connection to the last of some hosts, that goes through those
-// before. It is made once: a host that many go through has a limit for how many
-// log in at once.
-func (a *Allocation) hop(ctx context.Context, way []string, hops int) (*connection, error) {
-	if hops > maxHops {
-		return nil, fmt.Errorf("more than %d hosts on the way; does ProxyJump go round in circles?", maxHops)
+// hop is the connection to a host on the way. It is made once: a host that many
+// go through has a limit for how many log in at once. Who makes it waits only for
+// shorter ways.
+func (a *Allocation) hop(ctx context.Context, w way) (*connection, error) {
+	key := ""
+	for _, s := range w {
+		key += s.name + " " + s.String() + "\n"
 	}
-	user, host, port, err := splitHop(way[len(way)-1])
-	if err != nil {
-		return nil, err
-	}
-	s, err := a.configuration.resolve(host, user, port)
-	if err != nil {
-		return nil, err
-	}
-	if len(way) > 1 {
-		s.jump, s.proxyCommand = way[:len(way)-1], ""
-	}
-	key := strings.Join(way, ",")
 	a.mu.Lock()
 	h := a.hops[key]
 	if h == nil {
@@ -151,9 +186,9 @@ func (a *Allocation) hop(ctx context.Context, way []string, hops int) (*connecti
 	if h.c != nil && h.c.lost.get() == nil {
 		return h.c, nil
 	}
-	c, err := a.connect(ctx, s, hops)
+	c, err := a.connect(ctx, w)
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w", host, err)
+		return nil, fmt.Errorf("%s: %w", w[len(w)-1].name, err)
 	}
 	if err := a.keep(c); err != nil {
 		return nil, err
@@ -207,12 +242,14 @@ func (a *Allocation) logIn(ctx context.Context, s *settings, raw net.Conn) (*con
 		return nil, fmt.Errorf("log in as %v: %w", s, refused)
 	case strings.Contains(err.Error(), "unable to authenticate"):
 		return nil, l.refused()
+	case !shown && s.proxyCommand != "":
+		return nil, fmt.Errorf("log in as %v: %w; does its ProxyCommand work? try: %s", s, err, s.command())
 	case !shown && (errors.Is(err, io.EOF) || errors.Is(err, syscall.ECONNRESET)):
 		return nil, fmt.Errorf("log in as %v: it closed the connection before a login (%w); what does its sshd log? too many may be logging in at once (MaxStartups)", s, err)
 	default:
 		return nil, fmt.Errorf("log in as %v: %w", s, l.explain(err))
 	}
-	c := &connection{Client: ssh.NewClient(conn, channels, requests), s: s, lost: new(reason)}
+	c := &connection{Client: ssh.NewClient(conn, channels, requests), s: s, lost: new(reason), gone: make(chan struct{})}
 	go c.watchOver()
 	return c, nil
 }

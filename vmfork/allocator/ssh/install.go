@@ -43,7 +43,7 @@ const script = `mark=$1; hash=$2; size=$3; shift 3; umask 022; cd /; me=$(id -u)
 	`mine() { if [ -L "$1" ]; then return 1; fi; [ -d "$1" ] && [ -O "$1" ]; }; ` +
 	`found=; room=; ` +
 	`for base in "${HOME:-/nonexistent}/.cache/mpirun-sf" "/tmp/mpirun-sf-$me"; do ` +
-	`case $base in "/tmp/mpirun-sf-$me") mkdir -m 755 "$base" 2>/dev/null; mine "$base" || continue;; esac; ` +
+	`case $base in "/tmp/mpirun-sf-$me") mkdir -m 755 "$base" 2>/dev/null; mine "$base" || continue;; *) [ -d "${HOME:-/nonexistent}" ] || continue;; esac; ` +
 	`bin=$base/bin/$hash/mpirun-sf; ` +
 	`if runs "$bin"; then found=$bin; touch -c "$base/bin/$hash" 2>/dev/null; break; fi; ` +
 	`mkdir -p "$base/bin/$hash" 2>/dev/null || continue; ` +
@@ -147,6 +147,9 @@ func (b binary) begin(ctx context.Context, c *connection, session *ssh.Session, 
 	sent := false
 	for {
 		answer, err := readMark(out, mark)
+		if err == io.EOF && w.over() == nil {
+			err = endOf(session)
+		}
 		if err != nil {
 			return 0, nil, fmt.Errorf("prepare the host: %w", explain(err))
 		}
@@ -180,6 +183,22 @@ func (b binary) begin(ctx context.Context, c *connection, session *ssh.Session, 
 			return 0, nil, fmt.Errorf("copy %s to the host: what arrived in %s is not what was sent (%s)", b.path, rest, word)
 		}
 	}
+}
+
+// endOf is how a shell ended that has no more to say; what it said on standard
+// error is there then.
+func endOf(session *ssh.Session) error {
+	ended := make(chan error, 1)
+	go func() { ended <- session.Wait() }()
+	var exit *ssh.ExitError
+	select {
+	case err := <-ended:
+		if errors.As(err, &exit) {
+			return fmt.Errorf("its login shell ended with status %d, and did not do what it was told", exit.ExitStatus())
+		}
+	case <-time.After(time.Second):
+	}
+	return errors.New("its login shell ended, and did not do what it was told")
 }
 
 // needsRoot is that sudo asks for a password.

@@ -53,6 +53,10 @@ func (p *process) await(forget func()) {
 		}
 		p.err = &allocator.HostError{Host: p.host, Err: e}
 	default:
+		select {
+		case <-p.c.gone:
+		case <-time.After(time.Second): // the session has ended, and not the connection
+		}
 		if lost := p.c.lost.get(); lost != nil {
 			err = lost
 		}

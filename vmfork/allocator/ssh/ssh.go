@@ -130,7 +130,11 @@ func (a *Allocation) start(ctx context.Context, h allocator.Host, program string
 	if err != nil {
 		return nil, err
 	}
-	c, err := a.connect(ctx, s, 0)
+	w, err := a.configuration.wayTo(s, 0)
+	if err != nil {
+		return nil, err
+	}
+	c, err := a.connect(ctx, w)
 	if err != nil {
 		return nil, err
 	}
