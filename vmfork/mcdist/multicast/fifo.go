@@ -1,5 +1,7 @@
 package multicast
 
+import "slices"
+
 // fifo is a queue of blocks in which each is at most once.
 type fifo struct {
 	in   blockSet
@@ -87,7 +89,7 @@ func (c *counterPool) take(most int, blocks int64, need func(block int64) bool) 
 			continue
 		}
 		c.counters[c.turn]++
-		if !need(b) {
+		if slices.Contains(list, b) || !need(b) {
 			continue
 		}
 		list = append(list, b)

@@ -19,6 +19,7 @@ type pace struct {
 	limit float64   // bytes/s on the wire
 	free  time.Time // when what was sent is off the wire, at that rate
 	busy  time.Time // since when there was always something to send; zero if there is not
+	held  time.Time // when the limit last kept bulk from sending
 	total uint64    // bytes sent
 
 	probing bool // it has never been too fast yet: doubles
@@ -80,6 +81,7 @@ func (p *pace) wait(now time.Time) time.Duration {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if ahead := p.free.Sub(now); ahead > 0 {
+		p.held = now
 		return max(ahead, time.Millisecond/2)
 	}
 	return 0
@@ -122,7 +124,7 @@ func (p *pace) reported(f *flow, r *report, sent uint64, now time.Time) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	elapsed := float64(r.stamp-f.stamp) / 1e6
-	if !f.begun || elapsed > 0.5 || r.seen < f.seen || r.packets < f.packets || r.bytes < f.bytes {
+	if !f.begun || elapsed > 5 || r.seen < f.seen || r.packets < f.packets || r.bytes < f.bytes {
 		// The first, or the first after a rest.
 		f.begun = true
 		f.note(r, sent, p.total, now)
@@ -133,6 +135,13 @@ func (p *pace) reported(f *flow, r *report, sent uint64, now time.Time) {
 		return // too little to say anything; the next report has it all
 	}
 	loss := min(1, max(0, 1-float64(r.packets-f.packets)/expected))
+	if elapsed > 0.25 {
+		// Little was sent: that says something about losses, and nothing about rates.
+		f.usual += (loss - f.usual) * 0.1
+		p.worst = max(p.worst, f.usual)
+		f.note(r, sent, p.total, now)
+		return
+	}
 	rate := float64(r.bytes-f.bytes) / elapsed
 	if total := p.total - f.total; total > 0 && sent > f.sent {
 		rate *= max(1, float64(total)/float64(sent-f.sent))
@@ -211,8 +220,8 @@ func (p *pace) decide(now time.Time) {
 		p.probing, p.cut = false, now
 		return
 	}
-	if p.busy.IsZero() || now.Sub(p.busy) < decideEvery/2 {
-		return // it was not tried out
+	if p.busy.IsZero() || now.Sub(p.busy) < decideEvery/2 || now.Sub(p.held) > decideEvery {
+		return // there was not as much to send, or the processor was what limited it
 	}
 	switch quiet := now.Sub(p.cut); {
 	case p.probing:

@@ -48,7 +48,7 @@ func (s *Sender) take(p []byte, from netip.AddrPort) {
 		s.tally.refused(errForeign)
 		return
 	}
-	if err := s.handle(p1, from, message); err != nil {
+	if err := s.handle(p1, from, h.counter, message); err != nil {
 		s.tally.refused(err)
 	}
 }
@@ -74,7 +74,7 @@ func (s *Sender) admit(p *peer) bool {
 	return true
 }
 
-func (s *Sender) handle(p *peer, from netip.AddrPort, message1 []byte) error {
+func (s *Sender) handle(p *peer, from netip.AddrPort, counter uint64, message1 []byte) error {
 	id, err := idOf(message1)
 	if err != nil {
 		return err
@@ -90,7 +90,7 @@ func (s *Sender) handle(p *peer, from netip.AddrPort, message1 []byte) error {
 		return nil
 	}
 	if message(message1[0]) == messageLeave {
-		if m := src.members[p.end]; m != nil {
+		if m := src.members[p.end]; m != nil && m.since < counter { // or it has joined again since
 			delete(src.members, p.end)
 			s.pace.forget(&m.flow)
 		}
@@ -110,7 +110,7 @@ func (s *Sender) handle(p *peer, from netip.AddrPort, message1 []byte) error {
 			s.refuse(p, id, ErrTooMany)
 			return nil
 		}
-		m = &member{peer: p, joined: src.out.counter.Load()}
+		m = &member{peer: p, since: counter, joined: src.out.counter.Load()}
 		src.members[p.end] = m
 		s.expected(src, p.host)
 	}
@@ -119,6 +119,9 @@ func (s *Sender) handle(p *peer, from netip.AddrPort, message1 []byte) error {
 
 	switch message(message1[0]) {
 	case messageJoin:
+		s.mu.Lock()
+		m.since = max(m.since, counter)
+		s.mu.Unlock()
 		return s.joined(src, m, message1)
 	case messageWant:
 		w, err := parseWant(message1)
@@ -237,7 +240,7 @@ func (s *Sender) wanted(src *source, m *member, w want, runs []run) {
 		return
 	}
 	s.tally.urgent.Add(uint64(count(serve)))
-	job := urgentJob{src: src, runs: serve}
+	job := urgentJob{src: src, runs: serve, attempt: int(w.attempt)}
 	if w.attempt > 0 {
 		job.to = m.peer // only this one lacks it (the paper's end-game)
 	}

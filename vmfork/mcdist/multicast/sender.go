@@ -146,6 +146,7 @@ type peer struct {
 // member is a receiver in a source's group.
 type member struct {
 	*peer
+	since  uint64 // counter of the message by which it joined last
 	joined uint64 // the group's counter then
 	heard  time.Time
 	flow   flow

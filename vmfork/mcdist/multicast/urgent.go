@@ -9,10 +9,15 @@ import (
 
 // urgentJob is blocks for which somebody waits.
 type urgentJob struct {
-	src  *source
-	runs []run
-	to   *peer // nil: the group
+	src     *source
+	runs    []run
+	attempt int   // how often they were asked for before
+	to      *peer // nil: the group
 }
+
+// maxUrgentBlocks is how many blocks are answered together. All symbols of a batch must arrive, and nobody repairs one
+// that is urgent: a longer one would be lost too often.
+const maxUrgentBlocks = 8
 
 // urgentWorkers answer requests. More than one, because reading a block may wait for a disk.
 const urgentWorkers = 3
@@ -29,8 +34,8 @@ func (s *Sender) answerUrgent() {
 		case job := <-s.urgent:
 			for len(job.runs) > 0 {
 				var runs []run
-				runs, job.runs = cut(job.runs, s.perBatch())
-				if err := s.sendNow(job.src, runs, job.to, buffer, packets); err != nil {
+				runs, job.runs = cut(job.runs, min(maxUrgentBlocks, s.perBatch()))
+				if err := s.sendNow(job, runs, buffer, packets); err != nil {
 					s.unreadable(job.src, runs, err)
 				}
 			}
@@ -64,8 +69,9 @@ func cut(runs []run, most int64) (front, rest []run) {
 	return front, runs
 }
 
-// sendNow sends one batch, with a packet of parity where packets get lost.
-func (s *Sender) sendNow(src *source, runs []run, to *peer, buffer, packets []byte) error {
+// sendNow sends one batch, with parity where packets get lost: more of it each time that it is asked for again.
+func (s *Sender) sendNow(job urgentJob, runs []run, buffer, packets []byte) error {
+	src := job.src
 	p := buffer[:count(runs)*slice.BlockSize]
 	if err := src.read(p, runs); err != nil {
 		return err
@@ -73,19 +79,16 @@ func (s *Sender) sendNow(src *source, runs []run, to *peer, buffer, packets []by
 	s.mu.Lock()
 	number := src.next
 	src.next++
-	parity := 0
-	if s.pace.loss() > 0.005 {
-		parity = 1
-	}
 	s.mu.Unlock()
 	b := pack(number, flagUrgent, runs, p, s.room-17, true) // an answer to one receiver has the id in each packet
-	last, err := s.sendBatch(src, b, b.k+parity, to, packets)
+	parity := max(s.pace.parity(b.k), min(job.attempt*(b.k+1)/2, maxSymbols-b.k))
+	last, err := s.sendBatch(src, b, b.k+parity, job.to, packets)
 	if err != nil {
 		return nil // as if it had been lost
 	}
 	s.tally.parity.Add(uint64(parity))
 	s.tally.blocks.Add(uint64(count(runs)))
-	if to == nil {
+	if job.to == nil {
 		s.mu.Lock()
 		for _, r := range runs {
 			src.sent.set(r, last+1)

@@ -20,7 +20,8 @@ type wire struct {
 	ports    uint16
 	links    map[netip.Addr]*wireLink
 	tap      func(p []byte, from, to netip.AddrPort) // sees all that is sent
-	rejoined int
+	onRejoin func()
+	isolated map[netip.Addr]bool
 	deaf     bool // carries no multicast
 }
 
@@ -96,7 +97,9 @@ func (s *wireSocket) address() netip.AddrPort { return s.at }
 func (s *wireSocket) rejoin() error {
 	s.wire.mu.Lock()
 	defer s.wire.mu.Unlock()
-	s.wire.rejoined++
+	if s.wire.onRejoin != nil {
+		s.wire.onRejoin()
+	}
 	return nil
 }
 
@@ -136,6 +139,13 @@ func (s *wireSocket) send(p []byte, size int, to netip.AddrPort) error {
 	return nil
 }
 
+// isolate drops all that a host sends.
+func (w *wire) isolate(host netip.Addr) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.isolated = map[netip.Addr]bool{host: true}
+}
+
 // carry takes a packet over the switch to all who shall get it.
 func (w *wire) carry(p []byte, from, to netip.AddrPort) error {
 	if len(p) > w.mtu-28 {
@@ -146,6 +156,9 @@ func (w *wire) carry(p []byte, from, to netip.AddrPort) error {
 	defer w.mu.Unlock()
 	if w.tap != nil {
 		w.tap(p, from, to)
+	}
+	if w.isolated[from.Addr()] {
+		return nil
 	}
 	if w.deaf && to.Addr().IsMulticast() {
 		return nil
