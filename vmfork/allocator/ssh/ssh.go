@@ -92,6 +92,17 @@ func (a *Allocation) Hosts() []allocator.Host {
 	return hosts
 }
 
+// Address is the name or address by which ssh's configuration says that h is
+// reached: its HostName, or the name itself. Other connections to the host, which
+// know nothing of that configuration, go there too.
+func (a *Allocation) Address(h allocator.Host) (string, error) {
+	s, err := a.configuration.resolve(h.Name, "", "")
+	if err != nil {
+		return "", &allocator.HostError{Host: h.Name, Err: err}
+	}
+	return s.host, nil
+}
+
 var errClosed = errors.New("the allocation has been closed")
 
 // Start logs in to h, sees to it that the program is there, and runs it.
