@@ -48,6 +48,9 @@ Options:
                          reached by SSH; the first ones are filled first
     --hostfile FILE      the same from a file, in MPICH's or Open MPI's format
     --distribution MODE  how hosts get memory: auto, multicast, unicast or tree
+    --nat                let clones reach what this machine reaches, by NAT;
+    --allow DEST         only these, such as 10.0.0.0/8 or 192.0.2.7:443/tcp,
+    --rate RATE          at most so fast, all together: 100mbit
     --parent-ranks       inside a virtual machine: it runs the first ranks itself
     -q                   no lines of mpirun-sf's own but errors
     -v                   a timeline, and bytes fetched by path
@@ -78,6 +81,7 @@ type options struct {
 	accel         string
 	parentRanks   bool
 	hostOptions
+	way   *network.Way // out of the private network, nil for none
 	argv  []string
 	given []string // the names of the options that were given
 }
@@ -111,7 +115,7 @@ func launcherApp() *cli.App {
 		&cli.BoolFlag{Name: "v", Aliases: []string{"verbose"}},
 		&cli.StringFlag{Name: "log-format", Value: "text"},
 	}
-	app.Flags = append(app.Flags, hostFlags()...)
+	app.Flags = append(append(app.Flags, hostFlags()...), wayFlags()...)
 	// -v is verbose here, as it is for mpiexec; the library wants it for the version.
 	app.HideVersion = true
 	app.Flags = append(app.Flags, &cli.BoolFlag{Name: "version", Aliases: []string{"V"}})
@@ -221,6 +225,9 @@ func parseCommon(c *cli.Context, o *options) error {
 	}
 	var err error
 	if o.hostOptions, err = parseHosts(c); err != nil {
+		return err
+	}
+	if o.way, err = parseWay(c); err != nil {
 		return err
 	}
 	if o.memory, err = parseSize(c.String("memory")); err != nil || o.memory < 128<<20 || o.memory > 1<<40 {

@@ -46,7 +46,10 @@ func (j *host) open(ctx context.Context) error {
 		return err
 	}
 	j.daemon = daemon
-	if j.leave, err = j.join(ctx, daemon); err != nil {
+	if j.leave, err = j.join(ctx, daemon); err == nil {
+		err = j.openWay(ctx, daemon)
+	}
+	if err != nil {
 		j.close()
 	}
 	return err

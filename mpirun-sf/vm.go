@@ -87,7 +87,7 @@ func vmCommand() *cli.Command {
 }
 
 func vmFlags() []cli.Flag {
-	return append(hostFlags(), []cli.Flag{
+	return append(append(hostFlags(), wayFlags()...), []cli.Flag{
 		&cli.StringFlag{Name: "name", Value: "parent"},
 		&cli.StringFlag{Name: "memory", Value: "1G"},
 		&cli.IntFlag{Name: "cpus", Value: runtime.NumCPU()},

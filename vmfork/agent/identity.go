@@ -36,6 +36,7 @@ func assume(ctx context.Context, id Identity) error {
 		"/etc/hostname":                   id.Name + "\n",
 		"/etc/machine-id":                 id.MachineID + "\n",
 		"/proc/sys/kernel/random/boot_id": id.BootID + "\n",
+		"/etc/resolv.conf":                resolver(id),
 	} {
 		if err := os.WriteFile(ownFiles[path], []byte(content), 0o644); err != nil {
 			return fmt.Errorf("write %s: %w", path, err)
@@ -91,6 +92,14 @@ func addHosts(members []network.Member) error {
 		}
 	}
 	return nil
+}
+
+// resolver names the gateway, which passes questions on, if there is one.
+func resolver(id Identity) string {
+	if !id.Network.Gateway.IsValid() {
+		return ""
+	}
+	return fmt.Sprintf("nameserver %v\n", id.Network.Gateway)
 }
 
 func hosts(id Identity) string {

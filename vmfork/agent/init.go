@@ -215,6 +215,7 @@ func prepareRoot() error {
 			return err
 		}
 		if _, err := os.Stat(place); errors.Is(err, fs.ErrNotExist) {
+			os.Remove(place) // a link to where there is nothing, in an image of the user's own
 			if err := os.WriteFile(place, nil, 0o644); err != nil {
 				return fmt.Errorf("prepare %s: %w", place, err)
 			}
@@ -232,6 +233,7 @@ var ownFiles = map[string]string{
 	"/etc/hosts":                      stateDir + "/hosts",
 	"/etc/hostname":                   stateDir + "/hostname",
 	"/etc/machine-id":                 stateDir + "/machine-id",
+	"/etc/resolv.conf":                stateDir + "/resolv.conf",
 	"/proc/sys/kernel/random/boot_id": stateDir + "/boot_id",
 }
 

@@ -59,7 +59,7 @@ func skeleton(u User, shell string) []made {
 	m := []made{
 		{path: "/etc/passwd", mode: 0o644, content: passwd},
 		{path: "/etc/group", mode: 0o644, content: group},
-		{path: "/etc/nsswitch.conf", mode: 0o644, content: "passwd: files\ngroup: files\nhosts: files\nservices: files\n"},
+		{path: "/etc/nsswitch.conf", mode: 0o644, content: "passwd: files\ngroup: files\nhosts: files dns\nservices: files\n"},
 		// The agent writes the clones' names into these.
 		{path: "/etc/hosts", mode: 0o644, content: "127.0.0.1 localhost\n"},
 		{path: "/etc/hostname", mode: 0o644, content: "guest\n"},

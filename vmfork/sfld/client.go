@@ -18,6 +18,7 @@ import (
 
 	"github.com/mpirun-sf/mpirun-sf/vmfork/agent"
 	"github.com/mpirun-sf/mpirun-sf/vmfork/link"
+	"github.com/mpirun-sf/mpirun-sf/vmfork/network"
 	"github.com/mpirun-sf/mpirun-sf/vmfork/share"
 	"github.com/mpirun-sf/mpirun-sf/vmfork/ticket"
 )
@@ -133,6 +134,12 @@ func (c *Client) Key(ctx context.Context) (link.Fingerprint, error) {
 // comes before the first ticket.
 func (c *Client) Join(ctx context.Context, args JoinArgs) error {
 	return c.call(ctx, "Join", args, new(int))
+}
+
+// OpenWay lets machines reach what is outside of the private network. It comes
+// after Join, and before the first ticket.
+func (c *Client) OpenWay(ctx context.Context, way network.Way) error {
+	return c.call(ctx, "OpenWay", way, new(int))
 }
 
 // Prepare finds or makes what clones are copies of.

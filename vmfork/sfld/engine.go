@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"os"
 	"sync"
 
@@ -26,6 +27,8 @@ type Engine struct {
 
 	local *carrier.Carrier // this host, which the first VM is on
 	mesh  *mesh            // connects the hosts, nil while there is one
+
+	gateway netip.Addr // out of the private network, invalid if there is no way
 
 	booted *generation // the checkpoint of the booted guest
 	shape  hypervisor.Shape

@@ -47,6 +47,17 @@ type JoinHost struct {
 // KeyReply is the key that a job's daemons know its coordinator by.
 type KeyReply struct{ Fingerprint link.Fingerprint }
 
+// OpenWay lets machines reach what is outside of the private network. It comes
+// after Join, and before the first ticket.
+func (s *service) OpenWay(way network.Way, _ *int) error {
+	e := s.e
+	if err := e.local.Network().OpenWay(e.ctx, way); err != nil {
+		return err
+	}
+	e.gateway = e.plan.Host()
+	return nil
+}
+
 // mesh is the coordinator's end of the job's connections.
 type mesh struct {
 	*carrier.Mesh

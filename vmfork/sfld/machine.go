@@ -87,6 +87,7 @@ func (e *Engine) identity(m *machine, fork agent.Fork) agent.Identity {
 		MachineID: hex.EncodeToString(machineID),
 		Session:   session, Fork: fork,
 	}
+	id.Network.Gateway = e.gateway
 	if e.mesh != nil {
 		id.Network.MTU = e.mesh.mtu
 	}

@@ -17,6 +17,7 @@ import (
 
 	"github.com/mpirun-sf/mpirun-sf/vmfork/agent"
 	"github.com/mpirun-sf/mpirun-sf/vmfork/carrier"
+	"github.com/mpirun-sf/mpirun-sf/vmfork/network"
 	"github.com/mpirun-sf/mpirun-sf/vmfork/ticket"
 )
 
@@ -170,6 +171,7 @@ type failed struct{ err error }
 
 func (f *failed) Key(int, *KeyReply) error                  { return f.err }
 func (f *failed) Join(JoinArgs, *int) error                 { return f.err }
+func (f *failed) OpenWay(network.Way, *int) error           { return f.err }
 func (f *failed) Prepare(PrepareArgs, *Prepared) error      { return f.err }
 func (f *failed) RequestTicket(RequestArgs, *Granted) error { return f.err }
 func (f *failed) Clone(CloneArgs, *Cloned) error            { return f.err }
