@@ -8,13 +8,16 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 
 	"github.com/urfave/cli/v2"
 
 	"github.com/mpirun-sf/mpirun-sf/vmfork/allocator"
+	"github.com/mpirun-sf/mpirun-sf/vmfork/allocator/cluster"
 	"github.com/mpirun-sf/mpirun-sf/vmfork/allocator/hostlist"
+	"github.com/mpirun-sf/mpirun-sf/vmfork/allocator/slurm"
 	"github.com/mpirun-sf/mpirun-sf/vmfork/allocator/ssh"
 	"github.com/mpirun-sf/mpirun-sf/vmfork/link"
 	"github.com/mpirun-sf/mpirun-sf/vmfork/mcdist"
@@ -24,7 +27,10 @@ import (
 // hostOptions say which hosts carry clones, and how these reach each other.
 type hostOptions struct {
 	hosts, hostfile string
+	service         bool   // of the cluster's own starts daemons there, not SSH
+	clusterKey      string // by this key
 	allocator       string // "" to find out
+	slurmOptions    string
 	distribution    mcdist.Mode
 }
 
@@ -33,14 +39,32 @@ func hostFlags() []cli.Flag {
 	return []cli.Flag{
 		&cli.StringFlag{Name: "hosts", Aliases: []string{"host"}},
 		&cli.StringFlag{Name: "hostfile", Aliases: []string{"machinefile", "f"}},
+		&cli.BoolFlag{Name: "service"},
+		&cli.StringFlag{Name: "cluster-key", Value: defaultKeyFile},
 		&cli.StringFlag{Name: "allocator"},
+		&cli.BoolFlag{Name: "slurm"},
+		&cli.StringFlag{Name: "slurm-options"},
 		&cli.StringFlag{Name: "distribution", Value: "auto"},
 	}
 }
 
 func parseHosts(c *cli.Context) (o hostOptions, err error) {
-	o = hostOptions{hosts: c.String("hosts"), hostfile: c.String("hostfile"), allocator: c.String("allocator")}
+	o = hostOptions{
+		hosts: c.String("hosts"), hostfile: c.String("hostfile"),
+		service: c.Bool("service"), clusterKey: c.String("cluster-key"),
+		allocator: c.String("allocator"), slurmOptions: c.String("slurm-options"),
+	}
+	if c.Bool("slurm") || o.slurmOptions != "" {
+		if o.allocator != "" && o.allocator != "slurm" {
+			return o, fmt.Errorf("--slurm, and --allocator %s: give one of them", o.allocator)
+		}
+		o.allocator = "slurm"
+	}
 	switch {
+	case !slices.Contains([]string{"", "local", "slurm", "gridengine"}, o.allocator):
+		return o, fmt.Errorf("--allocator %s: it is local, slurm or gridengine", o.allocator)
+	case o.service && o.hosts == "" && o.hostfile == "":
+		return o, errors.New("--service: name the hosts with --hosts or --hostfile")
 	case o.hosts != "" && o.hostfile != "":
 		return o, errors.New("--hosts and --hostfile: give one of them")
 	case (o.hosts != "" || o.hostfile != "") && o.allocator != "":
@@ -55,33 +79,76 @@ func parseHosts(c *cli.Context) (o hostOptions, err error) {
 // allocate finds the hosts of a job: those that the user names, or else those
 // that a resource manager has given to what this process runs in. Without either
 // the result is nil, and the job is this machine's.
-func (o hostOptions) allocate() (allocator.Allocation, error) {
+func (j *job) allocate(ctx context.Context) (allocator.Allocation, error) {
 	var named []hostlist.Host
 	var err error
 	switch {
-	case o.hosts != "":
-		if named, err = hostlist.Parse(o.hosts); err != nil {
+	case j.hosts != "":
+		if named, err = hostlist.Parse(j.hosts); err != nil {
 			return nil, fmt.Errorf("--hosts: %w", err)
 		}
-	case o.hostfile != "":
-		if named, err = hostlist.Read(o.hostfile); err != nil {
+	case j.hostfile != "":
+		if named, err = hostlist.Read(j.hostfile); err != nil {
 			return nil, fmt.Errorf("--hostfile: %w", err)
 		}
 	default:
-		return nil, nil
+		return j.detect(ctx)
+	}
+	if j.service {
+		return serviceHosts(named, j.clusterKey)
 	}
 	return ssh.New(ssh.Config{Hosts: named, Ask: ssh.Terminal(), Notice: func(line string) { tui.Notice("%s", line) }})
+}
+
+// detect finds what a resource manager has given to this process, or asks one
+// for hosts if the user wants that.
+func (j *job) detect(ctx context.Context) (allocator.Allocation, error) {
+	if j.allocator == "local" {
+		return nil, nil
+	}
+	if j.allocator != "gridengine" {
+		a, found, err := slurm.Detect(os.Getenv)
+		if found || err != nil {
+			return a, err
+		}
+	}
+	if j.allocator == "slurm" {
+		options, err := slurm.Words(j.slurmOptions)
+		if err != nil {
+			return nil, fmt.Errorf("--slurm-options: %w", err)
+		}
+		tui.Step("asking Slurm for hosts")
+		return slurm.Allocate(ctx, slurm.Request{Ranks: j.np, Options: options, Progress: func(line string) { tui.Step("Slurm: " + line) }})
+	}
+	return nil, nil
+}
+
+// serviceHosts are hosts where the cluster's service starts daemons.
+func serviceHosts(named []hostlist.Host, keyFile string) (allocator.Allocation, error) {
+	key, err := cluster.ReadKey(keyFile)
+	if err != nil {
+		return nil, fmt.Errorf("--service: %w", err)
+	}
+	c := cluster.Config{Key: key}
+	for _, h := range named {
+		c.Hosts = append(c.Hosts, h.Host)
+	}
+	return cluster.New(c)
 }
 
 // join has other hosts carry the job too. The result ends their daemons, and is
 // never nil.
 func (j *job) join(ctx context.Context, daemon *sfld.Client) (leave func(), err error) {
 	leave = func() {}
-	a, err := j.allocate()
+	a, err := j.allocate(ctx)
 	if err != nil || a == nil {
 		return leave, err
 	}
-	here, others := split(a.Hosts())
+	self := ""
+	if m, ok := a.(interface{ Self() string }); ok {
+		self = m.Self() // a manager may have names of its own
+	}
+	here, others := split(a.Hosts(), self)
 	leave = func() { a.Close() }
 	args := sfld.JoinArgs{Mode: j.distribution}
 	if here != nil {
@@ -155,10 +222,10 @@ func ways(ctx context.Context, host string) []netip.AddrPort {
 }
 
 // split parts the hosts into this machine, nil if it is not among them, and the
-// others.
-func split(hosts []allocator.Host) (here *allocator.Host, others []allocator.Host) {
+// others. self is its name among them, if that is known.
+func split(hosts []allocator.Host, self string) (here *allocator.Host, others []allocator.Host) {
 	for _, h := range hosts {
-		if here == nil && isHere(h.Name) {
+		if here == nil && (h.Name == self || isHere(h.Name)) {
 			here = &h
 		} else {
 			others = append(others, h)
