@@ -221,7 +221,7 @@ func (a *Allocation) logIn(ctx context.Context, s *settings, raw net.Conn) (*con
 		User:              s.user,
 		ClientVersion:     "SSH-2.0-mpirun-sf",
 		HostKeyAlgorithms: k.prefer(offered),
-		Auth:              []ssh.AuthMethod{l.method(w.pause)},
+		Auth:              []ssh.AuthMethod{l.method(ctx, w.pause)},
 		HostKeyCallback: func(_ string, _ net.Addr, key ssh.PublicKey) error {
 			shown = true
 			w.next(loginLimit, "for the login")

@@ -33,9 +33,7 @@ type keyring struct {
 	files map[string]*keyFile
 }
 
-// keyFile is a private key in a file. It is an ssh.Signer that asks for the
-// passphrase when it has to sign, so that nobody is asked for that of a key
-// that a host would not have.
+// keyFile is a private key in a file.
 type keyFile struct {
 	path   string
 	public ssh.PublicKey
@@ -46,8 +44,6 @@ type keyFile struct {
 	signer ssh.Signer
 	ask    Asker
 }
-
-var _ ssh.MultiAlgorithmSigner = (*keyFile)(nil)
 
 func (r *keyring) open(path string) *keyFile {
 	r.mu.Lock()
@@ -103,11 +99,6 @@ func (k *keyFile) load(uid int) error {
 	return nil
 }
 
-func (k *keyFile) PublicKey() ssh.PublicKey { return k.public }
-
-// Algorithms are those of the kind of key.
-func (k *keyFile) Algorithms() []string { return algorithms(k.public) }
-
 // algorithms are those that a kind of key signs by, without SHA-1. A
 // certificate's are those of its key.
 func algorithms(key ssh.PublicKey) []string {
@@ -118,12 +109,23 @@ func algorithms(key ssh.PublicKey) []string {
 	return []string{kind}
 }
 
-func (k *keyFile) Sign(random io.Reader, data []byte) (*ssh.Signature, error) {
-	return k.SignWithAlgorithm(random, data, "")
+// fileSigner asks for a key's passphrase when it has to sign, so that nobody is
+// asked for that of a key that a host would not have.
+type fileSigner struct {
+	*keyFile
+	ctx context.Context // of the login
 }
 
-func (k *keyFile) SignWithAlgorithm(random io.Reader, data []byte, algorithm string) (*ssh.Signature, error) {
-	signer, err := k.unlock()
+var _ ssh.AlgorithmSigner = fileSigner{}
+
+func (f fileSigner) PublicKey() ssh.PublicKey { return f.public }
+
+func (f fileSigner) Sign(random io.Reader, data []byte) (*ssh.Signature, error) {
+	return f.SignWithAlgorithm(random, data, "")
+}
+
+func (f fileSigner) SignWithAlgorithm(random io.Reader, data []byte, algorithm string) (*ssh.Signature, error) {
+	signer, err := f.unlock(f.ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -139,6 +141,8 @@ type passphraseError struct {
 	err  error // nil: there was nobody to ask
 }
 
+func (e *passphraseError) Unwrap() error { return e.err }
+
 func (e *passphraseError) Error() string {
 	if e.err != nil {
 		return fmt.Sprintf("the key %s has a passphrase: %v", e.path, e.err)
@@ -149,7 +153,8 @@ func (e *passphraseError) Error() string {
 // passphraseTries is how often a passphrase is asked for.
 const passphraseTries = 3
 
-func (k *keyFile) unlock() (ssh.Signer, error) {
+// unlock asks once for all that want it.
+func (k *keyFile) unlock(ctx context.Context) (ssh.Signer, error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if k.signer != nil {
@@ -159,9 +164,10 @@ func (k *keyFile) unlock() (ssh.Signer, error) {
 		return nil, &passphraseError{path: k.path}
 	}
 	for range passphraseTries {
-		// Another host may wait for the answer, too, so it is not asked for in
-		// the context of one.
-		passphrase, err := k.ask(context.Background(), fmt.Sprintf("Passphrase of %s: ", k.path), true)
+		if ctx.Err() != nil {
+			return nil, context.Cause(ctx)
+		}
+		passphrase, err := k.ask(ctx, fmt.Sprintf("Passphrase of %s: ", k.path), true)
 		if err != nil {
 			return nil, &passphraseError{k.path, err}
 		}
@@ -195,7 +201,7 @@ func (l *login) close() {
 // method is how to log in: by the keys of the agent that the configuration
 // names, by the other keys of the agent, and by files, as ssh does. pause is
 // called before somebody may be asked, and what it returns afterwards.
-func (l *login) method(pause func() func()) ssh.AuthMethod {
+func (l *login) method(ctx context.Context, pause func() func()) ssh.AuthMethod {
 	return ssh.PublicKeysCallback(func() ([]ssh.Signer, error) {
 		var signers []ssh.Signer
 		if l.s.noKeys {
@@ -242,7 +248,7 @@ func (l *login) method(pause func() func()) ssh.AuthMethod {
 			if inAgent[string(k.public.Marshal())] {
 				continue
 			}
-			signers = append(signers, &pausing{k, pause})
+			signers = append(signers, &pausing{fileSigner{k, ctx}, pause})
 			l.offer = append(l.offer, k.path)
 		}
 		return append(l.certificates(signers), signers...), nil
