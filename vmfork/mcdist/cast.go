@@ -2,6 +2,8 @@ package mcdist
 
 import (
 	"context"
+	"errors"
+	"iter"
 	"time"
 
 	"github.com/mpirun-sf/mpirun-sf/vmfork/mcdist/multicast"
@@ -42,6 +44,9 @@ func (f *Fetch) follow(offers []*offer) {
 
 // hear takes what comes by multicast. It returns when there is nothing to hear any more. ready is called when there is.
 func (f *Fetch) hear(from multicast.Origin, ready func()) {
+	if f.node.isDeafTo(f.origin) {
+		return
+	}
 	r, err := f.node.receiver()
 	var cast *multicast.Fetch
 	if err == nil {
@@ -62,6 +67,9 @@ func (f *Fetch) hear(from multicast.Origin, ready func()) {
 	select {
 	case <-cast.Done():
 		f.node.count.fallbacks.Add(1)
+		if errors.Is(cast.Err(), multicast.ErrDeaf) {
+			f.node.listens(f.origin, false)
+		}
 	case <-f.ctx.Done():
 	}
 	f.cast.Store(nil)
@@ -114,7 +122,7 @@ func (f *Fetch) orderCast(ctx context.Context, o *order, cast *multicast.Fetch, 
 	o.begin()
 	f.node.count.request(f.counted(bulk), len(f.batches) == 1)
 	if !f.node.start(func() {
-		_ = cast.Prefetch(f.ctx, each(spans))
+		_ = cast.Prefetch(f.ctx, blocksOf(spans...))
 		<-f.batches
 		rest := f.missing(spans)
 		switch {
@@ -134,8 +142,8 @@ func (f *Fetch) orderCast(ctx context.Context, o *order, cast *multicast.Fetch, 
 	return nil
 }
 
-// each yields the blocks of runs.
-func each(spans []span) func(yield func(int64) bool) {
+// blocksOf yields the blocks of runs.
+func blocksOf(spans ...span) iter.Seq[int64] {
 	return func(yield func(int64) bool) {
 		for _, s := range spans {
 			for b := s.first; b < s.first+s.n; b++ {
@@ -150,7 +158,7 @@ func each(spans []span) func(yield func(int64) bool) {
 // castObject receives an object by multicast, if its origin publishes that way. The caller checks the sum.
 func (n *Node) castObject(ctx context.Context, origin int, id ID, size int64) ([]byte, error) {
 	w := n.wayOf(origin)
-	if size == 0 || !w.soon() || w.mode != Multicast {
+	if size == 0 || !w.soon() || w.mode != Multicast || n.isDeafTo(origin) {
 		return nil, multicast.ErrUnicast
 	}
 	r, err := n.receiver()

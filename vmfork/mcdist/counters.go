@@ -61,7 +61,7 @@ type Counters struct {
 
 	Duplicates int64 // blocks that came and were here already
 	Requests   Asked // requests sent for blocks
-	RoundTrips Asked // those of them that were sent with nothing else under way: what is pipelined shares a round trip
+	RoundTrips Asked // those of them for which somebody waits; in bulk, those sent with nothing else under way
 	Refused    int64 // requests of other hosts
 	Redials    int64 // connections made again
 	Fallbacks  int64 // relays, and multicast, given up for unicast
@@ -72,17 +72,16 @@ type Counters struct {
 // Asked counts requests by what they are for.
 type Asked struct{ Urgent, Bulk, Objects int64 }
 
-// BlocksPerRoundTrip is how many blocks came for each round trip.
+// BlocksPerRoundTrip is how many blocks came for each round trip that somebody waited for.
 func (c *Counters) BlocksPerRoundTrip() float64 {
-	n := c.RoundTrips.Urgent + c.RoundTrips.Bulk + c.RoundTrips.Objects
-	if n == 0 {
+	if c.RoundTrips.Urgent == 0 {
 		return 0
 	}
 	blocks := int64(0)
 	for _, f := range c.Received {
-		blocks += f.Total().Blocks
+		blocks += f.Urgent.Blocks
 	}
-	return float64(blocks) / float64(n)
+	return float64(blocks) / float64(c.RoundTrips.Urgent)
 }
 
 // latencyBuckets covers 2^24 µs, in steps of a quarter octave.
@@ -156,7 +155,6 @@ type counters struct {
 	requests, trips     [kinds]atomic.Int64
 	redials, fallbacks  atomic.Int64
 	latency             latencies
-	feeding             atomic.Int64 // streams that are fed in bulk now
 }
 
 func (c *counters) sent(way Way, kind, bytes int, blocks int64) {

@@ -2,6 +2,7 @@ package mcdist
 
 import (
 	"fmt"
+	"sync"
 	"time"
 )
 
@@ -161,28 +162,15 @@ func (fd *feed) leave() {
 func (in *inbound) feed() {
 	space := rooms.Get().(*room)
 	defer rooms.Put(space)
-	busy := false
-	defer func() {
-		if busy {
-			in.node.count.feeding.Add(-1)
-		}
-	}()
+	defer in.node.fed.leave(in)
 	for {
 		in.mu.Lock()
 		for len(in.ready) == 0 && !in.ended {
-			if busy {
-				busy = false
-				in.node.count.feeding.Add(-1)
-			}
 			in.more.Wait()
 		}
 		if in.ended {
 			in.mu.Unlock()
 			return
-		}
-		if !busy {
-			busy = true
-			in.node.count.feeding.Add(1)
 		}
 		fd := in.ready[0]
 		spans, last := fd.take(feedBlocks)
@@ -221,7 +209,7 @@ func (in *inbound) sendPieces(fd *feed, spans []span, last bool, space *room) {
 	if fd.fetch != nil {
 		way = ByTree
 	}
-	share := uint16(min(in.node.count.feeding.Load(), 1<<16-1))
+	share := in.node.fed.share(in)
 	for i, s := range spans {
 		start := len(buf)
 		var err error
@@ -245,4 +233,39 @@ func (in *inbound) sendPieces(fd *feed, spans []span, last bool, space *room) {
 	}
 	in.send(way, bulk, buf, blocks)
 	space.frames = buf
+}
+
+// fedLately is for how long a host that was sent something in bulk is taken to be getting more.
+const fedLately = 50 * time.Millisecond
+
+// fed counts the hosts that are sent something in bulk. What they ask for next is on its way while they have nothing to
+// get, so it looks at the last moments.
+type fed struct {
+	mu      sync.Mutex
+	at      map[*inbound]time.Time
+	counted time.Time
+	n       uint16
+}
+
+// share enters a host, and returns how many there are.
+func (d *fed) share(in *inbound) uint16 {
+	now := time.Now()
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.at[in] = now
+	if now.Sub(d.counted) > fedLately/5 {
+		d.counted, d.n = now, 0
+		for _, at := range d.at {
+			if now.Sub(at) < fedLately {
+				d.n++
+			}
+		}
+	}
+	return d.n
+}
+
+func (d *fed) leave(in *inbound) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	delete(d.at, in)
 }

@@ -394,7 +394,8 @@ type want struct {
 	order *order // bulk: whose it is
 	pace  *pace  // bulk: of the host
 	share portion
-	cut   atomic.Bool // it was asked for in part
+	sent  atomic.Int64 // urgent: when, in nanoseconds of the node's clock; 0 once it has told how long the way is
+	cut   atomic.Bool  // it was asked for in part
 }
 
 func (w *want) relayed() bool { return w.host != w.f.origin }
@@ -417,7 +418,9 @@ func (w *want) request(buf []byte, number uint32) []byte {
 		flags |= flagRelay
 	}
 	buf = appendWant(buf, flags, number, w.f.id, spans)
-	if w.pace != nil {
+	if w.pace == nil {
+		w.sent.Store(int64(time.Since(w.f.node.begun)))
+	} else {
 		setShare(buf, start, w.pace.sent(&w.share))
 	}
 	return buf
@@ -436,6 +439,9 @@ func (w *want) answer(f *frame, scratch []byte) (last bool, err error) {
 		way = ByTree
 	}
 	last = f.flags&flagLast != 0
+	if sent := w.sent.Swap(0); sent != 0 {
+		w.f.node.pace(w.host).near(time.Since(w.f.node.begun) - time.Duration(sent))
+	}
 	if w.pace != nil {
 		w.pace.came(&w.share, int64(len(p)), int(f.share), last)
 	}

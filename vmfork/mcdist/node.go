@@ -59,7 +59,9 @@ type Node struct {
 	config Config
 	ctx    context.Context
 	cancel context.CancelFunc
+	begun  time.Time
 	gate   gate
+	fed    fed
 	count  counters
 
 	running sync.WaitGroup
@@ -78,6 +80,7 @@ type Node struct {
 	dist    *distribution       // nil until it is needed
 	ways    map[int]*way        // of other hosts
 	hears   *multicast.Receiver // nil until it is needed
+	deafTo  map[int]bool        // origins whose multicast does not come through
 }
 
 // New makes a Node, which ends with ctx or by Close.
@@ -93,10 +96,10 @@ func New(ctx context.Context, config Config) (*Node, error) {
 		config.Patience = DefaultPatience
 	}
 	n := &Node{
-		config: config, served: make(map[key]*served), fetches: make(map[key]*Fetch), out: make(map[[2]int]*lane),
+		config: config, begun: time.Now(), fed: fed{at: make(map[*inbound]time.Time)}, served: make(map[key]*served), fetches: make(map[key]*Fetch), out: make(map[[2]int]*lane),
 		paces: make(map[int]*pace), in: make(map[*inbound]struct{}), packers: make(map[int]*packer),
 		askers: make(map[ID]map[asker]struct{}), objects: make(map[ID]*receipt),
-		ways: make(map[int]*way),
+		ways: make(map[int]*way), deafTo: make(map[int]bool),
 	}
 	n.ctx, n.cancel = context.WithCancel(ctx)
 	context.AfterFunc(n.ctx, func() { n.Close() })

@@ -177,7 +177,7 @@ func (f *Fetch) whole(to []int) error {
 		return err
 	}
 	f.join(to)
-	return f.Prefetch(f.ctx, each([]span{{0, f.blocks}}))
+	return f.Prefetch(f.ctx, blocksOf(span{0, f.blocks}))
 }
 
 // asker is a request for an object that was not published yet.

@@ -10,11 +10,14 @@ import (
 
 const (
 	// standing is what bulk is allowed to let stand in the way between two hosts, in bytes, beyond what is moving. With the
-	// piece that is just being sent it makes 64 KB, which an urgent answer may find before it.
-	standing   = 32 << 10
-	feedBlocks = 8 // of one piece in bulk
-	minWindow  = feedBlocks * slice.BlockSize
-	maxWindow  = 4 << 20
+	// piece that is just being sent it makes 64 KB, which an urgent answer may find before it. Hosts that are fed at once
+	// share it, down to leastStanding for each.
+	standing      = 32 << 10
+	leastStanding = 8 << 10
+	feedBlocks    = 8 // of one piece in bulk
+	minWindow     = 16 << 10
+	maxWindow     = 4 << 20
+	maxQuantum    = 64 // blocks of one request
 )
 
 // pace says how much may be asked for in bulk of one host before it has come: what fits into the way there and back at
@@ -41,13 +44,13 @@ type portion struct {
 	begun     bool
 }
 
-func newPace() *pace { return &pace{window: 2 * minWindow} }
+func newPace() *pace { return &pace{window: 2 * standing} }
 
-// quantum is how many blocks to ask for at once.
+// quantum is how many blocks to ask for at once: few enough that there are always several requests under way.
 func (p *pace) quantum() int64 {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return max(p.window/2, minWindow) / slice.BlockSize
+	return min(max(p.window/4, minWindow)/slice.BlockSize, maxQuantum)
 }
 
 // acquire waits until n blocks may be asked for, and enters them into w. It reports whether nothing else was under way.
@@ -98,6 +101,15 @@ func (p *pace) came(w *portion, size int64, share int, last bool) {
 	p.free(w, min(size, w.owed))
 }
 
+// near learns from the answer to a fault how long the way is.
+func (p *pace) near(took time.Duration) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if took = max(took, time.Microsecond); p.base == 0 || took < p.base {
+		p.base = took
+	}
+}
+
 // release is called when nothing more of a request will come.
 func (p *pace) release(w *portion) {
 	p.mu.Lock()
@@ -122,7 +134,7 @@ func (p *pace) learn(rate float64, share int) {
 	} else {
 		p.rate += (rate - p.rate) / 4
 	}
-	window := int64(p.rate*p.base.Seconds()) + standing/int64(max(1, min(share, standing/slice.BlockSize)))
+	window := int64(p.rate*p.base.Seconds()) + max(standing/int64(max(1, share)), leastStanding)
 	if grows {
 		window = max(window, p.window*3/2)
 	}

@@ -159,11 +159,9 @@ func (in *inbound) probed(f *frame) error {
 		if err == nil {
 			ctx, cancel := context.WithTimeout(in.node.ctx, probePatience)
 			defer cancel()
-			var f *multicast.Fetch
-			if f, err = r.Open(ctx, from, id, 1, deaf{}); err == nil {
-				f.Close()
-			}
+			err = listen(ctx, r, from, id)
 		}
+		in.node.listens(in.from, err == nil)
 		if err != nil {
 			in.write(appendRefuse(nil, number, refuseDeaf, err.Error()))
 			return
@@ -175,10 +173,32 @@ func (in *inbound) probed(f *frame) error {
 	return nil
 }
 
-// deaf is the sink of a probe, for which opening is all.
-type deaf struct{}
+// listen gets the one block of the probe. Bulk comes by multicast or not at all.
+func listen(ctx context.Context, r *multicast.Receiver, from multicast.Origin, id ID) error {
+	f, err := r.Open(ctx, from, id, 1, probeSink{})
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	return f.Prefetch(ctx, blocksOf(span{0, 1}))
+}
 
-func (deaf) Arrive([]byte, int64) error { return nil }
+type probeSink struct{}
+
+func (probeSink) Arrive([]byte, int64) error { return nil }
+
+// listens remembers whether an origin's multicast is heard here.
+func (n *Node) listens(origin int, hears bool) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.deafTo[origin] = !hears
+}
+
+func (n *Node) isDeafTo(origin int) bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.deafTo[origin]
+}
 
 // slowly runs what takes its time to answer. It reports whether there was room.
 func (in *inbound) slowly(run func()) bool {
@@ -270,6 +290,11 @@ func (n *Node) wayOf(origin int) *way {
 			n.mu.Lock()
 			delete(n.ways, origin)
 			n.mu.Unlock()
+		}
+		if w.mode == Multicast {
+			if r, err := n.receiver(); err == nil {
+				_ = r.Attend(w.from) // ahead of the first object, which comes without it too
+			}
 		}
 	})
 	return w
