@@ -21,7 +21,8 @@ import (
 // Machines are named by their numbers on the private network. Generations are
 // named by the coordinator, uniquely in the job; those that it has made known by
 // Expect, Succeed or Checkpoint are its to Release. Who ends a machine, or
-// releases a generation, ends what waits for it.
+// releases a generation, ends what waits for it. Unreserve, Release and Withdraw
+// do not wait for the host.
 type Host interface {
 	// Name is the host's name.
 	Name() string

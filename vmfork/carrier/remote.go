@@ -161,7 +161,7 @@ func (r *Remote) Reserve(ctx context.Context, id string, d allocator.Demand) (ou
 }
 
 // Unreserve implements [Host].
-func (r *Remote) Unreserve(id string) { r.tell("Unreserve", id) }
+func (r *Remote) Unreserve(id string) { r.ended.Go(func() { r.tell("Unreserve", id) }) }
 
 // Place implements [Host].
 func (r *Remote) Place(ctx context.Context, hosts map[int]int) error {
