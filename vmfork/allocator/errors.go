@@ -12,12 +12,13 @@ import (
 var ErrLost = errors.New("the connection was lost")
 
 // HostError is an error that one host is the reason of, or that happened there.
+// Its text may hold what the host said, so nothing in it moves a terminal.
 type HostError struct {
 	Host string // its name in the allocation
 	Err  error  // does not name the host again
 }
 
-func (e *HostError) Error() string { return e.Host + ": " + e.Err.Error() }
+func (e *HostError) Error() string { return e.Host + ": " + harmless(e.Err.Error()) }
 
 func (e *HostError) Unwrap() error { return e.Err }
 
@@ -81,7 +82,7 @@ func (e *HostErrors) Error() string {
 	}
 	groups := map[string]*group{}
 	for i, one := range e.Errors {
-		text := strings.TrimSpace(one.Err.Error())
+		text := strings.TrimSpace(harmless(one.Err.Error()))
 		if groups[text] == nil {
 			groups[text] = &group{first: i, text: text}
 		}

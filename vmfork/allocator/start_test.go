@@ -130,6 +130,19 @@ func TestErrorsOfOneHost(t *testing.T) {
 	}
 }
 
+// What a host said is not to move the user's terminal.
+func TestErrorsAreHarmless(t *testing.T) {
+	bad := &allocator.HostError{Host: "h1", Err: errors.New("no\x1b]0;title\a\r\tqemu\u009b\n\xffhere")}
+	const want = "h1: no]0;title qemu\n?here"
+	if got := bad.Error(); got != want {
+		t.Errorf("%q, want %q", got, want)
+	}
+	err := allocator.CollectErrors(hosts(2), []error{bad, nil})
+	if err == nil || strings.ContainsAny(err.Error(), "\x1b\a\r\u009b") {
+		t.Errorf("%q", err)
+	}
+}
+
 func TestTail(t *testing.T) {
 	var seen []string
 	tail := allocator.NewTail(func(line string) { seen = append(seen, line) })

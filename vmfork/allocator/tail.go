@@ -69,16 +69,22 @@ func (t *Tail) String() string {
 	return strings.Join(lines, "\n")
 }
 
-// printable makes a far host's line harmless for the terminal that it may be
-// shown on.
+// printable makes a line of it, without what surrounds it.
 func printable(line []byte) string {
-	return strings.TrimSpace(strings.Map(func(r rune) rune {
+	return strings.TrimSpace(strings.ReplaceAll(harmless(string(line)), "\n", ""))
+}
+
+// harmless takes out of a far host's text what a terminal would obey. Line ends
+// stay.
+func harmless(text string) string {
+	return strings.Map(func(r rune) rune {
 		switch {
+		case r == '\n':
 		case r == '\t':
 			return ' '
 		case r < ' ' || r == 0x7f || 0x80 <= r && r < 0xa0:
 			return -1
 		}
 		return r
-	}, strings.ToValidUTF8(string(line), "?")))
+	}, strings.ToValidUTF8(text, "?"))
 }

@@ -1,6 +1,7 @@
 package ssh
 
 import (
+	"bufio"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -244,6 +245,25 @@ func FuzzKnownHosts(f *testing.F) {
 			if n := len(k.prefer([]string{"rsa-sha2-512", "ssh-ed25519"})); n != 2 {
 				t.Fatalf("%d algorithms of 2", n)
 			}
+		}
+	})
+}
+
+// FuzzMark reads what a host prints before the script speaks, and what the
+// script says: never more than it is to.
+func FuzzMark(f *testing.F) {
+	f.Add("Welcome\nMARK run 17\n", "MARK")
+	f.Add("> MARK want\nMARK full /x\n", "MARK")
+	f.Add("", "M")
+	f.Fuzz(func(t *testing.T, text, mark string) {
+		in := strings.NewReader(text)
+		out := bufio.NewReaderSize(in, 16)
+		said, err := readMark(out, mark)
+		if err == nil && (!strings.Contains(text, mark+" ") || strings.Contains(said, "\n")) {
+			t.Fatalf("%q says %q", text, said)
+		}
+		if taken := len(text) - in.Len() - out.Buffered(); taken > maxNoise {
+			t.Fatalf("%d bytes were read", taken)
 		}
 	})
 }

@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -211,9 +212,14 @@ func (a *Allocation) logIn(ctx context.Context, s *settings, raw net.Conn) (*con
 	defer l.close()
 	w := watch(ctx, raw, s.connectLimit, "for its greeting")
 	defer w.stop()
-	offered := s.algorithms
-	if offered == nil {
-		offered = ssh.SupportedAlgorithms().HostKeys
+	offered := ssh.SupportedAlgorithms().HostKeys
+	if s.algorithms != nil {
+		// ssh may know more of them.
+		can := slices.Concat(offered, ssh.InsecureAlgorithms().HostKeys)
+		offered = slices.DeleteFunc(slices.Clone(s.algorithms), func(a string) bool { return !slices.Contains(can, a) })
+		if len(offered) == 0 {
+			return nil, fmt.Errorf("log in as %v: HostKeyAlgorithms %s has none that mpirun-sf can check", s, strings.Join(s.algorithms, ","))
+		}
 	}
 	shown := false
 	var refused error

@@ -75,6 +75,18 @@ func TestHostKeys(t *testing.T) {
 			}
 		})
 	}
+	t.Run("of the kinds that the configuration names", func(t *testing.T) {
+		w := newWorld(t)
+		w.write("config", "Host h2\nHostKeyAlgorithms sk-ssh-ed25519@openssh.com,rsa-sha2-512\nHost h3\nHostKeyAlgorithms sk-ssh-ed25519@openssh.com\nHost *\n")
+		h := w.host("h2", []string{"rsa", "ed25519"}, mine(w))
+		w.know(h, h.keys[0])
+		w.enter("h3", h.port)
+		a := w.open(Config{}, "h2", "h3")
+		if err := w.echo(a, "h2"); err != nil {
+			t.Error(err)
+		}
+		fails(t, w.echo(a, "h3"), "h3", "HostKeyAlgorithms sk-ssh-ed25519@openssh.com")
+	})
 	t.Run("hashed", func(t *testing.T) {
 		w := newWorld(t)
 		h := w.host("h2", []string{"ed25519"}, mine(w))

@@ -32,7 +32,7 @@ const limit = 2 * time.Minute
 // world is a user with a home, and hosts that are OpenSSH's sshd on loopback.
 type world struct {
 	account
-	t      *testing.T
+	t      testing.TB
 	system string // instead of /etc/ssh
 	far    string // the home on all hosts
 
@@ -40,7 +40,7 @@ type world struct {
 	notices []string
 }
 
-func newWorld(t *testing.T) *world {
+func newWorld(t testing.TB) *world {
 	t.Helper()
 	dir := t.TempDir()
 	w := &world{account: account{name: "root", home: filepath.Join(dir, "home")}, t: t, system: filepath.Join(dir, "etc"), far: filepath.Join(dir, "far")}
@@ -70,7 +70,7 @@ func (w *world) write(name, text string) {
 }
 
 // key makes a key of a kind.
-func key(t *testing.T, kind string) crypto.Signer {
+func key(t testing.TB, kind string) crypto.Signer {
 	t.Helper()
 	var k crypto.Signer
 	var err error
@@ -88,7 +88,7 @@ func key(t *testing.T, kind string) crypto.Signer {
 	return k
 }
 
-func signer(t *testing.T, k crypto.Signer) ssh.Signer {
+func signer(t testing.TB, k crypto.Signer) ssh.Signer {
 	t.Helper()
 	s, err := ssh.NewSignerFromSigner(k)
 	if err != nil {
@@ -98,7 +98,7 @@ func signer(t *testing.T, k crypto.Signer) ssh.Signer {
 }
 
 // writeKey writes a private key, and returns the public one.
-func writeKey(t *testing.T, path string, k crypto.Signer, passphrase string) ssh.PublicKey {
+func writeKey(t testing.TB, path string, k crypto.Signer, passphrase string) ssh.PublicKey {
 	t.Helper()
 	var block *pem.Block
 	var err error
@@ -215,7 +215,7 @@ func (w *world) enter(name string, port int) {
 	w.write("config", fmt.Sprintf("Host %s\n HostName 127.0.0.1\n Port %d\nHost *\n", name, port))
 }
 
-func freePort(t *testing.T) int {
+func freePort(t testing.TB) int {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -280,7 +280,7 @@ func (w *world) noticed() string {
 }
 
 // program makes an executable file.
-func program(t *testing.T, text string) string {
+func program(t testing.TB, text string) string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "program")
 	if err := os.WriteFile(path, []byte(text), 0o755); err != nil {
@@ -305,7 +305,7 @@ func (w *world) echo(a *Allocation, name string) error {
 }
 
 // fails checks that an error names the host and says all of what.
-func fails(t *testing.T, err error, name string, what ...string) {
+func fails(t testing.TB, err error, name string, what ...string) {
 	t.Helper()
 	if err == nil {
 		t.Fatalf("no error, want one with %q", what)
