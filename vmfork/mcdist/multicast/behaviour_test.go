@@ -298,7 +298,7 @@ func TestSilentMemberIsDropped(t *testing.T) {
 
 func TestDeaf(t *testing.T) {
 	virtual(t, 1, nil, nil, func(t *testing.T, c *cluster) {
-		c.wire.deaf = true
+		c.wire.setDeaf(true)
 		m, id := newImage(1, 1<<20), randomID(1)
 		if err := c.sender.Serve(id, m); err != nil {
 			t.Fatal(err)
@@ -324,7 +324,7 @@ func TestDeaf(t *testing.T) {
 			t.Errorf("opened again at once: %v", err)
 		}
 		time.Sleep(deafFor)
-		c.wire.deaf = false
+		c.wire.setDeaf(false)
 		if f, err = r.Open(inTime(t, time.Second), c.sender.Origin(), id, m.Size(), newSink(m.Size())); err != nil {
 			t.Fatal(err)
 		}
@@ -337,8 +337,8 @@ func TestDeaf(t *testing.T) {
 func TestGroupIsJoinedAgain(t *testing.T) {
 	virtual(t, 1, nil, nil, func(t *testing.T, c *cluster) {
 		o := openAll(c, 1, 1<<20)
-		c.wire.deaf = true // as if a switch had forgotten
-		c.wire.onRejoin = func() { c.wire.deaf = false }
+		c.wire.setDeaf(true) // as if a switch had forgotten
+		c.wire.onRejoin = func() { c.wire.setDeaf(false) }
 		time.Sleep(2 * time.Second)
 		if err := o.fetches[0].Prefetch(inTime(t, time.Minute), blocksTo(256)); err != nil {
 			t.Error(err)

@@ -5,6 +5,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 )
@@ -73,7 +74,7 @@ func (w *wire) join(local netip.Addr, group netip.AddrPort) (socket, error) {
 }
 
 func (w *wire) bind(host netip.Addr, at netip.AddrPort) *wireSocket {
-	s := &wireSocket{wire: w, host: host, at: at, in: make(chan wirePacket, 4096), done: make(chan struct{})}
+	s := &wireSocket{wire: w, host: host, at: at, done: make(chan struct{}), more: make(chan struct{}, 1), timer: time.NewTimer(time.Hour)}
 	w.sockets[at] = append(w.sockets[at], s)
 	return s
 }
@@ -81,22 +82,27 @@ func (w *wire) bind(host netip.Addr, at netip.AddrPort) *wireSocket {
 type wirePacket struct {
 	p    []byte
 	from netip.AddrPort
+	due  time.Time
 }
 
 type wireSocket struct {
 	wire *wire
 	host netip.Addr
 	at   netip.AddrPort
-	in   chan wirePacket
 	done chan struct{}
 	once sync.Once
+
+	// One timer for each socket, not for each packet: the race detector breaks down with so many in virtual time
+	// (golang.org/issue/78156).
+	timer   *time.Timer
+	more    chan struct{} // holds a token when packets has got another first one
+	mu      sync.Mutex
+	packets []wirePacket // in the order in which they are due
 }
 
 func (s *wireSocket) address() netip.AddrPort { return s.at }
 
 func (s *wireSocket) rejoin() error {
-	s.wire.mu.Lock()
-	defer s.wire.mu.Unlock()
 	if s.wire.onRejoin != nil {
 		s.wire.onRejoin()
 	}
@@ -119,12 +125,47 @@ func (s *wireSocket) close() error {
 }
 
 func (s *wireSocket) receive(take func(p []byte, from netip.AddrPort)) error {
-	select {
-	case m := <-s.in:
-		take(m.p, m.from)
-		return nil
-	case <-s.done:
-		return net.ErrClosed
+	for {
+		s.mu.Lock()
+		wait := time.Hour
+		if len(s.packets) > 0 {
+			m := s.packets[0]
+			if wait = time.Until(m.due); wait <= 0 {
+				s.packets = s.packets[1:]
+				s.mu.Unlock()
+				take(m.p, m.from)
+				return nil
+			}
+		}
+		s.mu.Unlock()
+		s.timer.Reset(wait)
+		select {
+		case <-s.timer.C:
+		case <-s.more:
+		case <-s.done:
+			s.timer.Stop()
+			return net.ErrClosed
+		}
+	}
+}
+
+// deliver has a packet arrive after some time, unless the socket's buffer is full.
+func (s *wireSocket) deliver(m wirePacket) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.packets) == 8192 {
+		return
+	}
+	i := len(s.packets)
+	for i > 0 && s.packets[i-1].due.After(m.due) {
+		i--
+	}
+	s.packets = slices.Insert(s.packets, i, m)
+	if i == 0 {
+		select {
+		case s.more <- struct{}{}:
+		default:
+		}
 	}
 }
 
@@ -137,6 +178,13 @@ func (s *wireSocket) send(p []byte, size int, to netip.AddrPort) error {
 		p = p[n:]
 	}
 	return nil
+}
+
+// setDeaf makes it carry no multicast, or carry it.
+func (w *wire) setDeaf(deaf bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.deaf = deaf
 }
 
 // isolate drops all that a host sends.
@@ -195,14 +243,7 @@ func (w *wire) carry(p []byte, from, to netip.AddrPort) error {
 				wait += l.free.Sub(now)
 			}
 			l.bytes += len(p) + wireHeaders
-			m := wirePacket{append([]byte(nil), p...), from}
-			time.AfterFunc(wait, func() {
-				select {
-				case s.in <- m:
-				case <-s.done:
-				default: // the socket's buffer is full
-				}
-			})
+			s.deliver(wirePacket{append([]byte(nil), p...), from, now.Add(wait)})
 		}
 	}
 	return nil
