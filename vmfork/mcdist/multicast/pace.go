@@ -143,9 +143,11 @@ func (p *pace) reported(f *flow, r *report, sent uint64, now time.Time) {
 		return
 	}
 	rate := float64(r.bytes-f.bytes) / elapsed
-	if total := p.total - f.total; total > 0 && sent > f.sent {
-		rate *= max(1, float64(total)/float64(sent-f.sent))
+	total := float64(p.total - f.total)
+	if total > 0 && sent > f.sent {
+		rate *= max(1, total/float64(sent-f.sent))
 	}
+	sending := total / elapsed
 	if f.at.IsZero() {
 		f.rate, f.recent, f.usual, f.base = rate, loss, loss, min(loss, 0.2)
 	}
@@ -154,6 +156,10 @@ func (p *pace) reported(f *flow, r *report, sent uint64, now time.Time) {
 	f.usual += (loss - f.usual) * 0.1
 	f.queue = float64(r.queue) / 1e6
 	f.choked = f.queue > maxQueue || f.recent > f.base*1.5+0.04
+	if p.probing && f.queue > maxQueue/4 && rate < 0.8*sending {
+		// A queue has only begun to grow, but it will grow fast, for the rate was just raised by half.
+		f.choked, f.rate = true, rate
+	}
 	if f.recent < f.base {
 		f.base += (f.recent - f.base) * 0.3
 	} else if !f.choked {

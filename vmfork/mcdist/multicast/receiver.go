@@ -40,6 +40,7 @@ type Receiver struct {
 	begun  time.Time
 
 	done chan struct{}
+	stop sync.Once
 	all  sync.WaitGroup
 
 	mu      sync.Mutex
@@ -136,7 +137,7 @@ func (r *Receiver) Receive(ctx context.Context, from Origin, id ID) ([]byte, err
 		return nil, fmt.Errorf("receive %s from host %d: %w", id, from.Host, err)
 	}
 	// To leave the group may take the kernel longer than all the rest, for it has one lock for all interfaces.
-	defer r.all.Go(f.Close)
+	defer r.closeLater(f)
 	err = f.Prefetch(ctx, func(yield func(int64) bool) {
 		for b := range f.blocks {
 			if !yield(b) {
@@ -150,6 +151,14 @@ func (r *Receiver) Receive(ctx context.Context, from Origin, id ID) ([]byte, err
 	return whole.take(), nil
 }
 
+func (r *Receiver) closeLater(f *Fetch) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if !r.closed { // otherwise Close does it
+		r.all.Go(f.Close)
+	}
+}
+
 // Attend joins, until the receiver is closed, the address to which an origin multicasts objects. Receive does it too, but
 // until all switches know of it some 10 to 40 ms pass, which nobody has to wait for if it was done before.
 func (r *Receiver) Attend(from Origin) error {
@@ -158,16 +167,26 @@ func (r *Receiver) Attend(from Origin) error {
 		return fmt.Errorf("attend host %d: %w", from.Host, err)
 	}
 	o.mu.Lock()
-	defer o.mu.Unlock()
-	if o.attended != nil {
+	attended := o.attended != nil
+	o.mu.Unlock()
+	if attended {
 		return nil
 	}
 	// Nothing is received from it: no id has this port.
 	at := netip.AddrPortFrom(r.keys.objectGroup(from.Host, ID{}).Addr(), attendPort)
-	if o.attended, err = r.config.network.join(r.config.Address, at); err != nil {
-		o.attended = nil
+	s, err := r.config.network.join(r.config.Address, at)
+	if err != nil {
 		return fmt.Errorf("attend host %d: %w", from.Host, err)
 	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if r.closed || o.attended != nil {
+		s.close()
+		return nil
+	}
+	o.attended = s
 	return nil
 }
 
@@ -204,24 +223,14 @@ func (r *Receiver) open(ctx context.Context, from Origin, id ID, group netip.Add
 		return nil, err
 	}
 	f := newFetch(r, o, id, accept)
-	o.mu.Lock()
-	switch {
-	case time.Now().Before(o.deaf):
-		err = ErrDeaf
-	case o.fetches[id] != nil:
-		err = ErrServed
-	case len(o.fetches) == maxFetches:
-		err = ErrTooMany
-	default:
-		o.fetches[id] = f
-	}
-	o.mu.Unlock()
-	if err != nil {
+	if err := o.ready(id); err != nil {
 		return nil, err
 	}
 	if f.socket, err = r.config.network.join(r.config.Address, group); err != nil {
-		f.end(err)
-		f.forget()
+		return nil, err
+	}
+	if err := r.register(f); err != nil {
+		f.socket.close()
 		return nil, err
 	}
 	f.all.Go(f.receive)
@@ -233,6 +242,37 @@ func (r *Receiver) open(ctx context.Context, from Origin, id ID, group netip.Add
 	f.all.Go(f.tend)
 	f.all.Go(f.listen)
 	return f, nil
+}
+
+// ready reports why an id cannot be opened from an origin now.
+func (o *origin) ready(id ID) error {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	switch {
+	case time.Now().Before(o.deaf):
+		return ErrDeaf
+	case o.fetches[id] != nil:
+		return ErrServed
+	case len(o.fetches) >= maxFetches:
+		return ErrTooMany
+	}
+	return nil
+}
+
+// register makes a fetch, which has its socket, known to its origin, unless another has come first.
+func (r *Receiver) register(f *Fetch) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.closed {
+		return ErrClosed
+	}
+	f.origin.mu.Lock()
+	defer f.origin.mu.Unlock()
+	if f.origin.fetches[f.id] != nil {
+		return ErrServed
+	}
+	f.origin.fetches[f.id] = f
+	return nil
 }
 
 func (r *Receiver) originOf(from Origin) (*origin, error) {
@@ -383,11 +423,7 @@ func (r *Receiver) Close() error {
 	for _, f := range fetches {
 		f.Close()
 	}
-	select {
-	case <-r.done:
-	default:
-		close(r.done)
-	}
+	r.stop.Do(func() { close(r.done) })
 	err := r.socket.close()
 	r.all.Wait()
 	if err != nil && !errors.Is(err, net.ErrClosed) {
