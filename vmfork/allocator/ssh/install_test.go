@@ -116,8 +116,8 @@ func TestProgramsAreCopiedOnce(t *testing.T) {
 	w := newWorld(t)
 	w.simple("h1")
 	a := w.open(Config{}, "h1")
-	// As large as the real one, so that it takes many packets.
-	big := append([]byte("#!/bin/sh\necho $0\nexit\n"), bytes.Repeat([]byte("x"), 20<<20)...)
+	// So large that it takes many packets, and more than a window of the channel.
+	big := append([]byte("#!/bin/sh\necho $0\nexit\n"), bytes.Repeat([]byte("x"), 5<<20)...)
 	path := program(t, string(big))
 	run := func(path string) string {
 		t.Helper()
