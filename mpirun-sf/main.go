@@ -114,7 +114,7 @@ func strict(commands []*cli.Command) {
 func commandsApp() *cli.App {
 	app := baseApp()
 	app.Commands = []*cli.Command{
-		vmCommand(), imageCommand(), doctorCommand(), cleanCommand(),
+		vmCommand(), imageCommand(), psCommand(), topCommand(), doctorCommand(), cleanCommand(),
 		{Name: "sfld", Hidden: true, Flags: append(serviceFlags(), &cli.BoolFlag{Name: "host"}), Action: func(c *cli.Context) error {
 			if done, err := asService(c); done {
 				return err
