@@ -64,7 +64,28 @@ func newTestHosts(t *testing.T, count int, v6 bool) []*testHost {
 		addAddress(t, h, prefix)
 		hosts = append(hosts, h)
 	}
+	// Hosts have been up for a while when a job comes; until then, what they send is lost.
+	for i, h := range hosts {
+		waitUp(t, h.handle, "eth0")
+		waitUp(t, handle, fmt.Sprintf("port%d", i))
+	}
+	waitUp(t, handle, "switch")
 	return hosts
+}
+
+// waitUp waits until the kernel's worker has seen that an interface is up.
+func waitUp(t *testing.T, handle *netlink.Handle, name string) {
+	t.Helper()
+	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(time.Millisecond) {
+		link, err := handle.LinkByName(name)
+		must(t, err)
+		if link.Attrs().OperState == netlink.OperUp {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("%s did not come up", name)
+		}
+	}
 }
 
 func addAddress(t *testing.T, h *testHost, prefix netip.Prefix) {
@@ -245,12 +266,12 @@ func TestHandOverAcrossHosts(t *testing.T) {
 	for range 3 {
 		next := spare(t, nets[1], 2)
 		s := newSender(t, from, plan.MAC(2), plan.MAC(1), 16)
-		time.Sleep(10 * time.Millisecond)
+		s.more(t, 200)
 		must(t, nets[1].HandOver(2))
-		time.Sleep(10 * time.Millisecond)
+		s.more(t, 200)
 		must(t, nets[1].Retire(2))
 		sent := s.stop()
-		if got := drain(t, next); len(got) != sent {
+		if got := await(t, next, sent, 10*time.Second); len(got) != sent {
 			t.Errorf("sent %d frames, received %d", sent, len(got))
 		}
 		current = next
@@ -258,7 +279,7 @@ func TestHandOverAcrossHosts(t *testing.T) {
 	must(t, nets[1].Down(2))
 	must(t, nets[1].Up(2))
 	send(t, current, numbered(plan.MAC(1), plan.MAC(2), 7))
-	if got := drain(t, from); len(got) != 1 {
+	if got := await(t, from, 1, 10*time.Second); len(got) != 1 {
 		t.Errorf("received %v", got)
 	}
 }
@@ -279,7 +300,7 @@ func TestMemberMovesBetweenHosts(t *testing.T) {
 			t.Error("a member with a tap was located on another host")
 		}
 		send(t, from, numbered(plan.MAC(5), plan.MAC(1), 1))
-		if got := drain(t, tap); len(got) != 1 {
+		if got := await(t, tap, 1, 10*time.Second); len(got) != 1 {
 			t.Errorf("on host %d: received %v", at, got)
 		}
 		must(t, nets[at].Remove(5))

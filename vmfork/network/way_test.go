@@ -34,6 +34,8 @@ func newWorld(t *testing.T) *world {
 		locate(t, w.nets[1-id], hosts[id], id)
 		w.members = append(w.members, member)
 	}
+	// The bridge sends nothing before the kernel's worker has seen that it has ports, and a datagram is not sent again.
+	waitUp(t, w.nets[0].handle, bridgeName)
 	return w
 }
 
@@ -198,7 +200,7 @@ func TestDatagramsOut(t *testing.T) {
 				}
 				defer conn.Close()
 				_ = conn.SetDeadline(time.Now().Add(10 * time.Second))
-				for _, size := range []int{1, 100, 4000, 1, 30000} {
+				for i, size := range []int{1, 100, 4000, 1, 30000} {
 					buffer := make([]byte, maxDatagram)
 					question := strings.Repeat("?", size)
 					if _, err := io.WriteString(conn, question); err != nil {
@@ -206,7 +208,7 @@ func TestDatagramsOut(t *testing.T) {
 					}
 					n, err := conn.Read(buffer)
 					if err != nil || string(buffer[:n]) != question+" from 192.0.2.1" {
-						return fmt.Errorf("of %d bytes came %d (%w)", size, n, err)
+						return fmt.Errorf("of question %d, with %d bytes, came %d (%w)", i, size, n, err)
 					}
 				}
 				return nil
