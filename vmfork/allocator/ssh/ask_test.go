@@ -24,6 +24,9 @@ func TestMain(m *testing.M) {
 	if limit, err := time.ParseDuration(os.Getenv(asks)); err == nil {
 		os.Exit(askTwice(limit))
 	}
+	if home := os.Getenv(launches); home != "" {
+		os.Exit(launchAndWait(home, os.Args[1], os.Args[2], os.Args[3]))
+	}
 	os.Exit(m.Run())
 }
 

@@ -7,6 +7,8 @@ import (
 	"io"
 	"net"
 	"os"
+	"os/exec"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -14,6 +16,7 @@ import (
 	"golang.org/x/crypto/ssh/knownhosts"
 
 	"github.com/mpirun-sf/mpirun-sf/vmfork/allocator"
+	"github.com/mpirun-sf/mpirun-sf/vmfork/allocator/hostlist"
 )
 
 func TestHostsOnTheWay(t *testing.T) {
@@ -168,4 +171,64 @@ func TestConnectionsThatAreCut(t *testing.T) {
 	}
 	line.cut()
 	ended(t, pid) // by the end of its input
+}
+
+// launches is the environment variable that makes this test binary start a
+// program on a host; its value is the user's home.
+const launches = "MPIRUN_SF_TEST_LAUNCHES"
+
+func launchAndWait(home, system, name, path string) int {
+	a, err := newAllocation(Config{Hosts: []hostlist.Host{{Host: allocator.Host{Name: name}}}}, account{name: "root", home: home}, system)
+	if err != nil {
+		fmt.Println(err)
+		return 1
+	}
+	p, err := a.Start(context.Background(), a.Hosts()[0], path)
+	if err != nil {
+		fmt.Println(err)
+		return 1
+	}
+	io.Copy(os.Stdout, p)
+	return 0
+}
+
+// A launcher that is killed leaves nothing, neither on the host nor here.
+func TestLauncherThatIsKilled(t *testing.T) {
+	w := newWorld(t)
+	h := w.simple("h1")
+	proxy := filepath.Join(t.TempDir(), "proxy")
+	w.write("config", fmt.Sprintf("Host proxied\nHostName 127.0.0.1\nPort %d\n", h.port)+
+		"ProxyCommand bash -c 'echo $$ >"+proxy+"; exec 3<>/dev/tcp/%h/%p; cat <&3 & cat >&3; kill $!'\n")
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := program(t, "#!/bin/sh\necho $$\nexec cat\n")
+	for _, name := range []string{"h1", "proxied"} {
+		cmd := exec.Command(self, w.system, name, path)
+		cmd.Env = append(os.Environ(), launches+"="+w.home)
+		out, err := cmd.StdoutPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		var pid int
+		if _, err := fmt.Fscanln(out, &pid); err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		cmd.Process.Kill()
+		cmd.Wait()
+		ended(t, pid)
+	}
+	text, err := os.ReadFile(proxy)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var pid int
+	if _, err := fmt.Sscan(string(text), &pid); err != nil {
+		t.Fatal(err)
+	}
+	ended(t, pid)
 }
