@@ -207,7 +207,7 @@ func segmentMessage(size int) []byte {
 }
 
 // readBatch is how many trains, or packets, are received by one call.
-const readBatch = 16
+const readBatch = 6
 
 func (s *udpSocket) receive(take func(p []byte, from netip.AddrPort)) error {
 	if s.buffers == nil {
