@@ -16,6 +16,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"github.com/mpirun-sf/mpirun-sf/vmfork/allocator/cluster"
+	"github.com/mpirun-sf/mpirun-sf/vmfork/metrics"
 )
 
 // defaultKeyFile is where a host's copy of the cluster's key is.
@@ -27,6 +28,8 @@ func serviceFlags() []cli.Flag {
 	return []cli.Flag{
 		&cli.StringFlag{Name: "listen", Usage: "serve launchers at `ADDRESS`, such as 10.0.0.3 or :17470"},
 		&cli.StringFlag{Name: "cluster-key", Value: defaultKeyFile, Usage: "the cluster's key is in `FILE`"},
+		&cli.StringFlag{Name: "metrics", Usage: "tell metrics at `ADDRESS`, over HTTPS, or at unix:PATH"},
+		&cli.StringFlag{Name: "export-cert", Usage: "write what Prometheus needs to read the metrics to the folder `DIR`, and end"},
 		&cli.StringFlag{Name: "make-key", Usage: "make a key, write it to `FILE`, and end"},
 		&cli.IntFlag{Name: "max-jobs", Value: cluster.MaxJobs, Usage: "run at most `N` jobs' daemons at once"},
 	}
@@ -37,6 +40,8 @@ func asService(c *cli.Context) (done bool, err error) {
 	switch {
 	case c.IsSet("make-key"):
 		return true, makeKey(c.String("make-key"))
+	case c.IsSet("export-cert"):
+		return true, exportCert(c.String("cluster-key"), c.String("export-cert"))
 	case c.IsSet("listen"):
 		return true, serveCluster(c)
 	}
@@ -49,6 +54,34 @@ func makeKey(path string) error {
 	}
 	tui.Notice("%s is the key of a new cluster; copy it to all of its hosts, as %s, readable only for root", path, defaultKeyFile)
 	return nil
+}
+
+func exportCert(key, dir string) error {
+	k, err := cluster.ReadKey(key)
+	if err != nil {
+		return err
+	}
+	if err := cluster.ExportMetrics(k, dir); err != nil {
+		return err
+	}
+	tui.Notice("%s, %s and %s in %s are Prometheus's to read the cluster's metrics, and good for nothing else",
+		cluster.MetricsCA, cluster.MetricsCertificate, cluster.MetricsSecret, dir)
+	return nil
+}
+
+// serveMetrics tells those of the service, and of all jobs that were launched on
+// this machine, until close is called.
+func serveMetrics(address string, k cluster.Key, s *cluster.Service) (close func(), err error) {
+	h := metrics.Handler(jobsFolder, s.Collector())
+	if path, ok := strings.CutPrefix(address, "unix:"); ok {
+		return metrics.ServeUnix(path, h)
+	}
+	l, err := net.Listen("tcp", address)
+	if err != nil {
+		return nil, fmt.Errorf("tell metrics: %w", err)
+	}
+	go cluster.ServeMetrics(l, k, h)
+	return func() { l.Close() }, nil
 }
 
 // serveCluster runs the service until it is told to end, once for when no job
@@ -73,6 +106,14 @@ func serveCluster(c *cli.Context) error {
 	})
 	if err != nil {
 		return err
+	}
+	if c.IsSet("metrics") {
+		end, err := serveMetrics(c.String("metrics"), key, s)
+		if err != nil {
+			s.Close()
+			return err
+		}
+		defer end()
 	}
 	signals := make(chan os.Signal, 2)
 	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT)

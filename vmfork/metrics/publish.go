@@ -36,19 +36,27 @@ func Publish(ctx context.Context, dir, job string, s Source) (close func(), err 
 	if job == "" || job != filepath.Base(job) || strings.HasPrefix(job, ".") {
 		return nil, fmt.Errorf("publish the job's state: %q cannot be the name of a job", job)
 	}
-	path := filepath.Join(dir, job+suffix)
-	l, err := listen(path)
+	end, err := ServeUnix(filepath.Join(dir, job+suffix), jobHandler(s))
 	if err != nil {
 		return nil, fmt.Errorf("publish the job's state: %w", err)
 	}
-	server := Server(jobHandler(s))
-	go server.Serve(l)
-	end := sync.OnceFunc(func() {
-		os.Remove(path)
-		server.Close()
-	})
 	stop := context.AfterFunc(ctx, end)
 	return func() { stop(); end() }, nil
+}
+
+// ServeUnix serves HTTP on a socket that only root may connect to, until close
+// is called.
+func ServeUnix(path string, h http.Handler) (close func(), err error) {
+	l, err := listen(path)
+	if err != nil {
+		return nil, fmt.Errorf("listen on %s: %w", path, err)
+	}
+	server := Server(h)
+	go server.Serve(l)
+	return sync.OnceFunc(func() {
+		os.Remove(path)
+		server.Close()
+	}), nil
 }
 
 // Server is an HTTP server whose clients cannot use up much.

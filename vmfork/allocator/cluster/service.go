@@ -1,10 +1,12 @@
 package cluster
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"net"
+	"os"
 	"os/exec"
 	"slices"
 	"sync"
@@ -183,7 +185,11 @@ func (s *Service) start(args []string, stderr func(string)) (allocator.Process, 
 		return nil, 0, err
 	}
 	cmd.Dir = "/"
-	cmd.Env = []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root", "LANG=C.UTF-8"}
+	cmd.Env = []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=" + cmp.Or(os.Getenv("HOME"), "/root"), "LANG=C.UTF-8"}
+	// Where daemons keep images, and what machines write.
+	if cache := os.Getenv("XDG_CACHE_HOME"); cache != "" {
+		cmd.Env = append(cmd.Env, "XDG_CACHE_HOME="+cache)
+	}
 	p, err := allocator.Command("", cmd, allocator.CloseLimit, stderr)
 	if err != nil {
 		var of *allocator.HostError
