@@ -98,10 +98,11 @@
 //  4. This process connects to the destination from the host's namespace, as any program of the host would, and carries
 //     bytes both ways: TCP in the kernel's pipes, UDP by datagrams until a minute without any.
 //
-// To the outside everything comes from the host. Its routes, firewall rules and name are what counts. The hosts of the job
+// To the outside everything comes from the host, and its routes and firewall rules are what counts; those that ask for a
+// user see this process's, root. The hosts of the job
 // themselves are out of reach but for the addresses that [Way.Allow] has an entry for, each on its own. A limit of the rate
-// slows TCP down without loss, and loses datagrams that would have to wait. ICMP does not get out: ping has no
-// answer. Nobody outside can begin a connection, but for the parent's ports in [Way.Forward].
+// slows TCP down without loss, and loses datagrams that would have to wait. ICMP passes neither way: ping has no answer,
+// and a datagram to a closed port none either. Nobody outside can begin a connection, but for the parent's ports in [Way.Forward].
 //
 // # A member that goes on in another process
 //

@@ -316,6 +316,29 @@ func TestMemberMovesBetweenHosts(t *testing.T) {
 	}
 }
 
+func TestFabricMTU(t *testing.T) {
+	h := newTestHosts(t, 1, false)[0]
+	eth0, err := h.handle.LinkByName("eth0")
+	must(t, err)
+	v6 := netip.MustParseAddr("2001:db8::1")
+	for _, c := range []struct{ link, v4, v6 int }{{1500, 1450, 1430}, {9000, 8950, 8930}, {65000, maxMTU, maxMTU}, {1330, 1280, 0}, {1329, 0, 0}} {
+		must(t, h.handle.LinkSetMTU(eth0, c.link))
+		if c.v4 == 1450 {
+			addAddress(t, h, netip.PrefixFrom(v6, 64))
+		}
+		for local, want := range map[netip.Addr]int{h.address: c.v4, v6: c.v6} {
+			var got int
+			err := h.inside(func() (err error) {
+				got, err = FabricMTU(local)
+				return err
+			})
+			if got != want || (err == nil) != (want > 0) {
+				t.Errorf("with an MTU of %d, %v can have %d (%v)", c.link, local, got, err)
+			}
+		}
+	}
+}
+
 func TestFabricErrors(t *testing.T) {
 	hosts := newTestHosts(t, 2, false)
 	good := fabricOf(hosts, 0)
