@@ -4,9 +4,9 @@
 // # What a host is
 //
 // A host has a PID, a mount, a UTS, an IPC and a network namespace. So it has its own host name (host0, host1, ...), its
-// own /etc/hosts that knows all the others, its own /run, its own home folder of root, a loopback and "eth0". All other
-// folders are the machine's; /tmp is to the hosts what a file server is to a cluster. A host whose first process is killed is dead,
-// with everything on it ([Cluster.Kill]).
+// own /etc, a copy of the machine's in which the hosts file knows all the others, its own /run, its own home folder of
+// root, a loopback and "eth0". All other folders are the machine's; /tmp is to the hosts what a file server is to a
+// cluster. A host whose first process is killed is dead, with everything on it ([Cluster.Kill]).
 //
 // The addresses are of 198.18.0.0/15, which is for benchmarks of networks and nobody's. Every cluster has the same, for its
 // switch is in a network namespace of its own that has no name and no other interface: clusters cannot meet, nor can a host

@@ -90,25 +90,22 @@ func (h *Host) begin(ctx context.Context) (err error) {
 	if err := h.handle.LinkSetUp(lo); err != nil {
 		return fmt.Errorf("bring lo up: %w", err)
 	}
-	over, err := h.files()
+	if err := os.MkdirAll(h.Home, 0o700); err != nil {
+		return err
+	}
+	if err := h.keys(); err != nil {
+		return err
+	}
+	etc, err := h.etc()
 	if err != nil {
 		return err
 	}
-	return h.start(ctx, hostConfig{Name: h.Name, Over: over})
+	return h.start(ctx, hostConfig{Name: h.Name, Etc: etc})
 }
 
-// files writes the files that the host has instead of the machine's. Names of users are the machine's, but root, who can
-// log in here, has another home, so that nobody's keys and settings are used.
-func (h *Host) files() (map[string]string, error) {
-	etc := filepath.Join(h.dir, "etc")
-	for folder, mode := range map[string]os.FileMode{h.Home: 0o700, etc: 0o755} {
-		if err := os.MkdirAll(folder, mode); err != nil {
-			return nil, err
-		}
-	}
-	if err := h.keys(); err != nil {
-		return nil, err
-	}
+// etc are the files in /etc that the host has instead of the machine's. Users are the machine's, but root, who can log in
+// here, has another home, so that nobody's keys and settings are used.
+func (h *Host) etc() (map[string]string, error) {
 	hosts := "127.0.0.1 localhost\n"
 	for n := range h.cluster.options.Hosts {
 		hosts += fmt.Sprintf("%v %s\n", hostAddress(n), hostName(n))
@@ -124,25 +121,10 @@ func (h *Host) files() (map[string]string, error) {
 			lines[i] = strings.Join(fields, ":")
 		}
 	}
-	over := map[string]string{}
-	for name, content := range map[string]string{
+	return map[string]string{
 		"hosts": hosts, "hostname": h.Name + "\n", "passwd": strings.Join(lines, ""),
 		"shadow": "root:*:19000:0:99999:7:::\n", // no password, but not locked: keys do
-	} {
-		if _, err := os.Stat("/etc/" + name); err != nil {
-			continue // nothing that it could be put over
-		}
-		mode := os.FileMode(0o644)
-		if name == "shadow" {
-			mode = 0o600
-		}
-		file := filepath.Join(etc, name)
-		if err := os.WriteFile(file, []byte(content), mode); err != nil {
-			return nil, err
-		}
-		over["/etc/"+name] = file
-	}
-	return over, nil
+	}, nil
 }
 
 // start starts the first process.

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"os/exec"
 	"os/signal"
@@ -55,8 +56,8 @@ func init() {
 // A hostConfig tells a host's first process what to make of itself.
 type hostConfig struct {
 	Name string
-	// Over maps files of the machine to those that the host has instead.
-	Over map[string]string
+	// Etc are files in /etc that the host has instead of the machine's.
+	Etc map[string]string
 }
 
 // ready is what the first process says when the host is one.
@@ -129,12 +130,40 @@ func furnish(config hostConfig) error {
 	if err := os.Remove(aside); err != nil {
 		return err
 	}
-	for to, from := range config.Over {
-		if err := unix.Mount(from, to, "", unix.MS_BIND, ""); err != nil {
-			return fmt.Errorf("mount %s on %s: %w", from, to, err)
+	return furnishEtc(config.Etc)
+}
+
+// furnishEtc gives the host an /etc of its own, a copy. Mounts over single files would not do: they go when somebody
+// replaces the machine's file.
+func furnishEtc(files map[string]string) error {
+	const copied = "/run/etc"
+	if err := os.Mkdir(copied, 0o755); err != nil {
+		return err
+	}
+	if err := unix.Mount("etc", copied, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode=0755"); err != nil {
+		return fmt.Errorf("mount /etc: %w", err)
+	}
+	if out, err := exec.Command("cp", "-a", "/etc/.", copied).CombinedOutput(); err != nil {
+		return fmt.Errorf("copy /etc: %w: %s", err, out)
+	}
+	for name, content := range files {
+		path := filepath.Join(copied, name)
+		mode := os.FileMode(0o644)
+		if st, err := os.Lstat(path); err == nil {
+			mode = st.Mode().Perm()
+		}
+		// It may be a link to somewhere else.
+		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+		if err := os.WriteFile(path, []byte(content), mode); err != nil {
+			return err
 		}
 	}
-	return nil
+	if err := unix.Mount(copied, "/etc", "", unix.MS_MOVE, ""); err != nil {
+		return fmt.Errorf("mount /etc: %w", err)
+	}
+	return os.Remove(copied)
 }
 
 // enter runs a program in the namespaces of the host whose first process has this pid, and ends as it does. The host is
