@@ -54,6 +54,8 @@ Options:
     --parent-ranks       inside a virtual machine: it runs the first ranks itself
     -q                   no lines of mpirun-sf's own but errors
     -v                   a timeline, and bytes fetched by path
+    --trace FILE         what took how long on which host, for chrome://tracing
+                         and Perfetto
     --log-format json    mpirun-sf's own lines as JSON
     --version, --help
 
@@ -81,6 +83,7 @@ type options struct {
 	accel         string
 	parentRanks   bool
 	hostOptions
+	trace string       // a file for a trace, "" for none
 	way   *network.Way // out of the private network, nil for none
 	argv  []string
 	given []string // the names of the options that were given
@@ -114,6 +117,7 @@ func launcherApp() *cli.App {
 		&cli.BoolFlag{Name: "q", Aliases: []string{"quiet"}},
 		&cli.BoolFlag{Name: "v", Aliases: []string{"verbose"}},
 		&cli.StringFlag{Name: "log-format", Value: "text"},
+		&cli.StringFlag{Name: "trace"},
 	}
 	app.Flags = append(append(app.Flags, hostFlags()...), wayFlags()...)
 	// -v is verbose here, as it is for mpiexec; the library wants it for the version.
@@ -223,6 +227,7 @@ func parseCommon(c *cli.Context, o *options) error {
 	if o.startLimit <= 0 {
 		return fmt.Errorf("--start-timeout %v: it is a time such as 90s or 5m", o.startLimit)
 	}
+	o.trace = c.String("trace")
 	var err error
 	if o.hostOptions, err = parseHosts(c); err != nil {
 		return err

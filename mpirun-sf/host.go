@@ -3,10 +3,12 @@ package main
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -62,7 +64,8 @@ func (j *host) end(ctx context.Context) error {
 }
 
 func (j *host) close() error {
-	err := j.daemon.Close()
+	traceErr := j.tell()
+	err := errors.Join(traceErr, j.daemon.Close())
 	j.leave()
 	return err
 }
@@ -80,6 +83,8 @@ func (j *job) startDaemon(ctx context.Context, notice func(sfld.Notice)) (*sfld.
 	return sfld.Start(ctx, self, sfld.Options{
 		Job: j.id, Cache: cache.Dir, Limit: cache.Limit, Window: j.window, Accel: j.accel,
 		UID: int(j.user.UID), GID: int(j.user.GID), Groups: ints(j.user.Groups),
+		Traced:  j.trace != "" || tui.level >= verbose,
+		Version: version, User: cmp.Or(j.user.name, strconv.Itoa(int(j.user.UID))), Command: j.argv, Ranks: j.np,
 	}, notice)
 }
 

@@ -17,6 +17,7 @@ import (
 
 	"github.com/mpirun-sf/mpirun-sf/mpirun-sf/launch"
 	"github.com/mpirun-sf/mpirun-sf/vmfork/guest"
+	"github.com/mpirun-sf/mpirun-sf/vmfork/trace"
 )
 
 // job is one run of the launcher.
@@ -28,6 +29,7 @@ type job struct {
 	lost    chan string
 	begin   time.Time
 	ucx     bool
+	phases  []trace.Event // each begins where the one before has ended
 
 	signals chan os.Signal
 	// ready ends what signals do before there are ranks to forward them to. It
@@ -193,7 +195,12 @@ func (j *job) environment() []string {
 
 // phase is a line of the -v timeline.
 func (j *job) phase(format string, args ...any) {
-	tui.Detail("%7.3f s  %s", time.Since(j.begin).Seconds(), fmt.Sprintf(format, args...))
+	what, begin := fmt.Sprintf(format, args...), j.begin
+	if n := len(j.phases); n > 0 {
+		begin = j.phases[n-1].Begin.Add(j.phases[n-1].Duration)
+	}
+	j.phases = append(j.phases, trace.Event{Name: what, Host: "launcher", Begin: begin, Duration: time.Since(begin)})
+	tui.Detail("%7.3f s  %s", time.Since(j.begin).Seconds(), what)
 }
 
 func ms(d time.Duration) float64 { return d.Seconds() * 1e3 }

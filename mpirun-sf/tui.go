@@ -10,6 +10,7 @@ package main
 //   - with --log-format json each line is one JSON object of zerolog's.
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -19,6 +20,8 @@ import (
 
 	"github.com/mattn/go-isatty"
 	"github.com/rs/zerolog"
+
+	"github.com/mpirun-sf/mpirun-sf/vmfork/allocator"
 )
 
 // level is how much is said.
@@ -74,8 +77,15 @@ func (p *printer) Detail(format string, args ...any) {
 	}
 }
 
-// Error says what went wrong, on one line.
+// Error says what went wrong, on one line; of many hosts, on one for each.
 func (p *printer) Error(err error) {
+	var hosts *allocator.HostErrors
+	if errors.As(err, &hosts) {
+		for line := range strings.Lines(err.Error()) {
+			p.write(zerolog.ErrorLevel, strings.TrimRight(line, "\n"))
+		}
+		return
+	}
 	p.write(zerolog.ErrorLevel, strings.Join(strings.Fields(err.Error()), " "))
 }
 

@@ -104,6 +104,7 @@ func vmFlags() []cli.Flag {
 		&cli.BoolFlag{Name: "q", Aliases: []string{"quiet"}},
 		&cli.BoolFlag{Name: "v", Aliases: []string{"verbose"}},
 		&cli.StringFlag{Name: "log-format", Value: "text"},
+		&cli.StringFlag{Name: "trace"},
 	}...)
 }
 

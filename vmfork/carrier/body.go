@@ -36,6 +36,7 @@ type body struct {
 	base      *generation // what its memory is a private mapping of
 	successor *successor  // waits for the next fork
 	session   *agent.Session
+	began     time.Time // when it started
 	ended     bool
 	gone      chan struct{} // closed when nothing is left of it
 }
@@ -48,6 +49,7 @@ const processLimit = time.Minute
 
 // Prepare implements [Host].
 func (c *Carrier) Prepare(ctx context.Context, who ticket.Clone, generation string, disk int64) error {
+	defer c.cfg.Trace.Begin("start hypervisor", who.Name).End()
 	ctx, cancel := context.WithTimeout(ctx, processLimit)
 	defer cancel()
 	if err := c.starts.Acquire(ctx, 1); err != nil {
@@ -176,19 +178,24 @@ func (c *Carrier) Start(ctx context.Context, member int, id agent.Identity) (t S
 	if err := c.restack(b); err != nil {
 		return t, fmt.Errorf("give %s its disk: %w", b.Name, err)
 	}
+	span := c.cfg.Trace.Begin("load device state", b.Name).Set("bytes", len(b.base.state))
 	if err := b.vm.Restore(ctx, b.base.state); err != nil {
 		return t, c.blame(b.base, err)
 	}
+	span.End()
 	ctx, stop := whileRuns(ctx, b.vm)
 	defer stop()
 	t.Running = time.Since(began)
 	if t.CPU, err = b.vm.CPUTime(); err != nil {
 		return t, c.blame(b.base, err)
 	}
+	span = c.cfg.Trace.Begin("take identity", b.Name)
 	id.Time = time.Now()
 	if err := b.agent.Identify(ctx, id); err != nil {
 		return t, c.blame(b.base, fmt.Errorf("%w%s", err, lastWords(b.vm, b.cfg)))
 	}
+	span.End()
+	span = c.cfg.Trace.Begin("begin: mounts, hooks, session", b.Name)
 	if err := c.net.Up(member); err != nil {
 		return t, err
 	}
@@ -199,8 +206,10 @@ func (c *Carrier) Start(ctx context.Context, member int, id agent.Identity) (t S
 	if err != nil {
 		return t, fmt.Errorf("%s: %w", b.Name, err)
 	}
+	span.End()
 	t.Ready = time.Since(began)
 	c.mu.Lock()
+	b.began = id.Time
 	if b.ended {
 		c.mu.Unlock()
 		session.Close()

@@ -20,8 +20,10 @@ import (
 	"github.com/mpirun-sf/mpirun-sf/vmfork/hypervisor"
 	"github.com/mpirun-sf/mpirun-sf/vmfork/hypervisor/qemu"
 	"github.com/mpirun-sf/mpirun-sf/vmfork/memtap"
+	"github.com/mpirun-sf/mpirun-sf/vmfork/metrics"
 	"github.com/mpirun-sf/mpirun-sf/vmfork/network"
 	"github.com/mpirun-sf/mpirun-sf/vmfork/slice"
+	"github.com/mpirun-sf/mpirun-sf/vmfork/trace"
 )
 
 // Config is what a carrier must know from the start.
@@ -36,6 +38,7 @@ type Config struct {
 	Window       int          // memtap's, bytes, 0 for the default
 	Events       Events
 	Driver       hypervisor.Driver // of the machines, nil to look for QEMU
+	Trace        *trace.Collector  // records what takes how long, nil for nothing
 }
 
 // Carrier is a job's part on this host.
@@ -178,7 +181,7 @@ func (c *Carrier) number() int {
 
 // Counters implements [Host].
 func (c *Carrier) Counters(context.Context) (n Counters, err error) {
-	n.CPU = map[int]time.Duration{}
+	n.CPU, n.Reads = map[int]time.Duration{}, map[int]int64{}
 	c.mu.Lock()
 	n.Copied = c.copied
 	var generations []string
@@ -195,7 +198,9 @@ func (c *Carrier) Counters(context.Context) (n Counters, err error) {
 		n.Memory.Add(c.tap.Counters(name))
 	}
 	for member, vm := range vms {
-		n.Disks.Add(c.tap.Counters(diskName(member)))
+		disk := c.tap.Counters(diskName(member))
+		n.Disks.Add(disk)
+		n.Reads[member] = disk.Reads
 		if vm == nil {
 			continue
 		}
@@ -263,6 +268,35 @@ func (c *Carrier) Close() error {
 	return errors.Join(errs...)
 }
 
+// Events implements [Host].
+func (c *Carrier) Events(context.Context) ([]trace.Event, time.Duration, error) {
+	return c.cfg.Trace.Drain(), 0, nil
+}
+
+// Usage implements [Host].
+func (c *Carrier) Usage(context.Context) (map[int]Usage, error) {
+	all := map[int]Usage{}
+	pids := map[int]int{}
+	c.mu.Lock()
+	for member, b := range c.bodies {
+		all[member] = Usage{Began: b.began}
+		if b.vm != nil {
+			pids[member] = b.vm.PID()
+		}
+	}
+	c.mu.Unlock()
+	for member, pid := range pids {
+		p, err := metrics.ReadProcess(pid)
+		if err != nil {
+			continue // it has no process, or that is gone
+		}
+		u := all[member]
+		u.Touched, u.Own = p.Touched, p.Own
+		all[member] = u
+	}
+	return all, nil
+}
+
 // Add adds what another host has counted, but what went between hosts: that is
 // counted at both ends.
 func (n *Counters) Add(other Counters) {
@@ -270,7 +304,8 @@ func (n *Counters) Add(other Counters) {
 	n.Disks.Add(other.Disks)
 	n.Copied += other.Copied
 	if n.CPU == nil {
-		n.CPU = map[int]time.Duration{}
+		n.CPU, n.Reads = map[int]time.Duration{}, map[int]int64{}
 	}
 	maps.Copy(n.CPU, other.CPU)
+	maps.Copy(n.Reads, other.Reads)
 }

@@ -227,6 +227,7 @@ func (c *Carrier) openCheckpoint(ctx context.Context, dir, generation string) (_
 
 // makeCheckpoint boots the guest and freezes it.
 func (c *Carrier) makeCheckpoint(ctx context.Context, dir string) (err error) {
+	defer c.cfg.Trace.Begin("boot and checkpoint", "").End()
 	c.cfg.Events.Progress("booting the guest")
 	tmp, remove, err := c.temporary()
 	if err != nil {

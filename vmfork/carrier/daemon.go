@@ -20,6 +20,7 @@ import (
 	"github.com/mpirun-sf/mpirun-sf/vmfork/network"
 	"github.com/mpirun-sf/mpirun-sf/vmfork/slice"
 	"github.com/mpirun-sf/mpirun-sf/vmfork/ticket"
+	"github.com/mpirun-sf/mpirun-sf/vmfork/trace"
 )
 
 // Begin is what a daemon is told of the job whose machines it is to carry.
@@ -28,6 +29,7 @@ type Begin struct {
 	Number int    // of the host
 	Peers  []Peer // all hosts, by number
 	Window int    // memtap's
+	Traced bool   // events are wanted
 	Connection
 }
 
@@ -267,6 +269,9 @@ func (r *remote) Begin(args Begin, _ *int) error {
 	cfg := d.cfg
 	cfg.Job, cfg.Number, cfg.Window = args.Job, args.Number, args.Window
 	cfg.Host, cfg.Plan = args.Peers[args.Number].Name, network.NewPlan(args.Job)
+	if args.Traced {
+		cfg.Trace = trace.New(cfg.Host, 0)
+	}
 	mesh := NewMesh(d.ctx, d.id, args.Number, args.Peers)
 	mesh.Adopt(d.head)
 	for host, p := range args.Peers {
@@ -398,6 +403,14 @@ func (r *remote) Release(generation string, _ *int) error {
 
 func (r *remote) Withdraw(layers []slice.ID, _ *int) error {
 	return r.with(0, func(_ context.Context, c *Carrier) error { c.Withdraw(layers); return nil })
+}
+
+func (r *remote) Events(_ int, out *[]trace.Event) error {
+	return r.with(0, func(ctx context.Context, c *Carrier) (err error) { *out, _, err = c.Events(ctx); return err })
+}
+
+func (r *remote) Usage(_ int, out *map[int]Usage) error {
+	return r.with(0, func(ctx context.Context, c *Carrier) (err error) { *out, err = c.Usage(ctx); return err })
 }
 
 func (r *remote) Counters(_ int, out *Counters) error {

@@ -107,6 +107,7 @@ func (c *Carrier) Place(_ context.Context, hosts map[int]int) error {
 
 // Export implements [Host].
 func (c *Carrier) Export(_ context.Context, generation string, to []int) (out Exported, err error) {
+	defer c.cfg.Trace.Begin("publish "+generation, "").Set("hosts", len(to)).End()
 	f := c.connected()
 	if f == nil {
 		return out, errors.New("export a generation: there are no other hosts")
@@ -221,6 +222,7 @@ func (c *Carrier) Withdraw(layers []slice.ID) {
 
 // Import implements [Host].
 func (c *Carrier) Import(ctx context.Context, generation string, from Exported) error {
+	defer c.cfg.Trace.Begin("get "+generation, "").Set("bytes", from.Bytes).End()
 	if err := c.bring(ctx, generation, from); err != nil {
 		return fmt.Errorf("bring %s to %s: %w", generation, c.cfg.Host, err)
 	}

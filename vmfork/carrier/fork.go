@@ -133,7 +133,7 @@ func (c *Carrier) Freeze(ctx context.Context, member int) (f Frozen, err error) 
 	// From here on it is quick or it fails, whatever the caller's patience.
 	ctx, cancel := context.WithTimeout(c.ctx, pauseLimit)
 	defer cancel()
-	stopped := time.Now()
+	stopped, span := time.Now(), c.cfg.Trace.Begin("pause", b.Name)
 	if err := b.agent.Freeze(ctx); err != nil {
 		return f, err
 	}
@@ -150,11 +150,14 @@ func (c *Carrier) Freeze(ctx context.Context, member int) (f Frozen, err error) 
 	c.mu.Unlock()
 	thawErr := b.agent.Thaw(ctx)
 	f.Pause = time.Since(stopped)
+	span.Set("dirtied pages", dirtied.Lent()).End()
 	f.State, f.Dirtied = len(state), dirtied.Lent()
 	c.net.Retire(b.Member)
 	c.background.Go(func() { c.watch(b, s.vm) })
 	c.background.Go(func() {
+		span := c.cfg.Trace.Begin("copy dirtied pages", b.Name)
 		c.settle(b, dirtied)
+		span.End()
 		old.Kill()
 		c.release(base)
 		c.fold(b)

@@ -13,6 +13,7 @@ import (
 	"github.com/mpirun-sf/mpirun-sf/vmfork/network"
 	"github.com/mpirun-sf/mpirun-sf/vmfork/slice"
 	"github.com/mpirun-sf/mpirun-sf/vmfork/ticket"
+	"github.com/mpirun-sf/mpirun-sf/vmfork/trace"
 )
 
 // Host is a host that carries machines of a job, as the job's coordinator sees
@@ -73,6 +74,11 @@ type Host interface {
 	// Withdraw ends what an export offers: nobody reads these slices any more.
 	Withdraw(layers []slice.ID)
 
+	// Events are those of the host's trace since the last call, by its own clock,
+	// and how far that is ahead of this one's.
+	Events(ctx context.Context) (events []trace.Event, ahead time.Duration, err error)
+	// Usage says what each machine takes.
+	Usage(ctx context.Context) (map[int]Usage, error)
 	// Counters says what the host has moved and used.
 	Counters(ctx context.Context) (Counters, error)
 }
@@ -147,5 +153,13 @@ type Counters struct {
 	Disks  memtap.Counters       // of all machines together
 	Copied int64                 // bytes of pages that machines had written when they were forked
 	CPU    map[int]time.Duration // the hypervisors' processor time, by machine
+	Reads  map[int]int64         // reads of their memory and disks that memtap answered
 	Moved  mcdist.Counters       // between hosts
+}
+
+// Usage is what a machine takes of its host.
+type Usage struct {
+	Began   time.Time // when its agent was told who it is; zero before
+	Touched int64     // bytes of its memory that are here
+	Own     int64     // bytes of them that it has written
 }

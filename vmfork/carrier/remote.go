@@ -19,6 +19,7 @@ import (
 	"github.com/mpirun-sf/mpirun-sf/vmfork/network"
 	"github.com/mpirun-sf/mpirun-sf/vmfork/slice"
 	"github.com/mpirun-sf/mpirun-sf/vmfork/ticket"
+	"github.com/mpirun-sf/mpirun-sf/vmfork/trace"
 )
 
 // Remote is a host that another daemon looks after.
@@ -242,6 +243,25 @@ func (r *Remote) Release(generation string) { r.ended.Go(func() { r.tell("Releas
 
 // Withdraw implements [Host].
 func (r *Remote) Withdraw(layers []slice.ID) { r.ended.Go(func() { r.tell("Withdraw", layers) }) }
+
+// Events implements [Host].
+func (r *Remote) Events(ctx context.Context) (events []trace.Event, ahead time.Duration, err error) {
+	err = r.call(ctx, "Events", 0, &events)
+	ahead, _, _ = r.link.Clock()
+	return events, ahead, err
+}
+
+// Usage implements [Host].
+func (r *Remote) Usage(ctx context.Context) (out map[int]Usage, err error) {
+	err = r.call(ctx, "Usage", 0, &out)
+	return out, err
+}
+
+// Trip is how long a question to the host takes, 0 before one was answered.
+func (r *Remote) Trip() time.Duration {
+	_, trip, _ := r.link.Clock()
+	return trip
+}
 
 // Counters implements [Host].
 func (r *Remote) Counters(ctx context.Context) (out Counters, err error) {

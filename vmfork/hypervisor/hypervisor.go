@@ -146,4 +146,7 @@ type VM interface {
 	Err() error
 	// CPUTime is what the hypervisor's process has used so far.
 	CPUTime() (time.Duration, error)
+	// PID is that process, for those who want to know more of it; 0 if the
+	// machine has none.
+	PID() int
 }

@@ -181,6 +181,13 @@ func (c *Client) Stage(ctx context.Context, file string) (share.Mounting, error)
 	return s.Mounting, err
 }
 
+// Trace takes the events that all hosts have recorded since the last call, if
+// the job is traced.
+func (c *Client) Trace(ctx context.Context) (t Traced, err error) {
+	err = c.call(ctx, "Trace", 0, &t)
+	return t, err
+}
+
 // Counters says what the job has moved and used.
 func (c *Client) Counters(ctx context.Context) (n Counters, err error) {
 	err = c.call(ctx, "Counters", 0, &n)

@@ -8,13 +8,16 @@ import (
 	"net/netip"
 	"os"
 	"sync"
+	"time"
 
 	"github.com/mpirun-sf/mpirun-sf/vmfork/api"
 	"github.com/mpirun-sf/mpirun-sf/vmfork/carrier"
 	"github.com/mpirun-sf/mpirun-sf/vmfork/hypervisor"
+	"github.com/mpirun-sf/mpirun-sf/vmfork/metrics"
 	"github.com/mpirun-sf/mpirun-sf/vmfork/network"
 	"github.com/mpirun-sf/mpirun-sf/vmfork/share"
 	"github.com/mpirun-sf/mpirun-sf/vmfork/slice"
+	"github.com/mpirun-sf/mpirun-sf/vmfork/trace"
 )
 
 // Engine is a job: it says what is to be made, and hosts carry it.
@@ -24,6 +27,8 @@ type Engine struct {
 	self   string // path of this program
 	notify func(Notice)
 	plan   network.Plan
+	began  time.Time
+	pauses metrics.Histogram // of forks
 
 	local *carrier.Carrier // this host, which the first VM is on
 	mesh  *mesh            // connects the hosts, nil while there is one
@@ -59,16 +64,23 @@ func newEngine(ctx context.Context, opts Options, notify func(Notice)) (*Engine,
 	host, _ := os.Hostname()
 	e := &Engine{
 		ctx: ctx, opts: opts, self: self, notify: notify,
-		plan:  network.NewPlan(opts.Job),
+		plan: network.NewPlan(opts.Job), began: time.Now(),
 		taken: map[int]bool{}, warm: map[int]*warmed{}, machines: map[int]*machine{},
 		grants: map[string]*grant{}, checkpoints: map[string]*checkpoint{}, layers: map[slice.ID]*placed{},
 	}
+	var recorded *trace.Collector
+	if opts.Traced {
+		recorded = trace.New(host, 0)
+	}
 	e.local, err = carrier.New(ctx, carrier.Config{
 		Job: opts.Job, Host: host, Dir: jobDir, Scratch: opts.Cache, Reservations: jobsDir,
-		Plan: e.plan, Window: opts.Window, Events: events{e, 0},
+		Plan: e.plan, Window: opts.Window, Events: events{e, 0}, Trace: recorded,
 	})
 	if err != nil {
 		return nil, err
+	}
+	if _, err := metrics.Publish(ctx, jobsDir, opts.Job, e); err != nil {
+		return nil, errors.Join(err, e.local.Close())
 	}
 	if opts.Accel != "tcg" {
 		e.local.Probe()

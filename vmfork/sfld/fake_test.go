@@ -159,6 +159,7 @@ func (v *fakeVM) end(reason error) {
 func (v *fakeVM) Kill()                           { v.end(nil) }
 func (v *fakeVM) Done() <-chan struct{}           { return v.done }
 func (v *fakeVM) CPUTime() (time.Duration, error) { return 0, nil }
+func (v *fakeVM) PID() int                        { return 0 }
 func (v *fakeVM) Resume(context.Context) error    { return nil }
 func (v *fakeVM) Err() error                      { v.mu.Lock(); defer v.mu.Unlock(); return v.err }
 func (v *fakeVM) Suspend(context.Context) ([]byte, error) {

@@ -43,7 +43,9 @@ func (e *Engine) freeze(ctx context.Context, m *machine) (*generation, carrier.F
 	}
 	f, err := carrier.Frozen{}, s.err
 	if err == nil {
+		e.freezing(m, true)
 		f, err = m.host.Freeze(ctx, m.Member)
+		e.freezing(m, false)
 	}
 	if err != nil {
 		e.dismiss(m, s)
@@ -55,8 +57,15 @@ func (e *Engine) freeze(ctx context.Context, m *machine) (*generation, carrier.F
 	g.uses++ // the machine's, beside the caller's
 	m.base, m.next = g, nil
 	e.mu.Unlock()
+	e.pauses.Observe(f.Pause)
 	e.release(base)
 	return g, f, nil
+}
+
+func (e *Engine) freezing(m *machine, is bool) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	m.frozen = is
 }
 
 // dismiss forgets a generation that will never come.

@@ -165,6 +165,10 @@ func facts(ctx context.Context, w link.Welcome, port uint16) (h link.Hello, err 
 	}
 	if err := network.Probe(ctx); err != nil {
 		h.Lacks = append(h.Lacks, err.Error())
+	} else if len(h.Addresses) > 0 {
+		if err := network.ProbeFabric(ctx, h.Addresses[0].Addr()); err != nil {
+			h.Lacks = append(h.Lacks, err.Error())
+		}
 	}
 	return h, nil
 }

@@ -64,9 +64,10 @@ type mesh struct {
 	mtu int // of the private network
 }
 
-// vxlanPort is the UDP port of the private network between hosts: IANA's for
-// VXLAN, so that firewalls and switches know it for what it is.
-const vxlanPort = 4789
+// vxlanPort is the UDP port of the private network between hosts. It is not
+// IANA's for VXLAN, where the overlay of somebody else may have a socket that
+// another VXLAN cannot share.
+const vxlanPort = 17472
 
 // identity makes the job's key, once.
 func (s *service) key() (*link.Identity, error) {
@@ -169,7 +170,7 @@ func (e *Engine) connect(ctx context.Context, args JoinArgs, peers []carrier.Pee
 	var hosts []allocator.Host
 	errs := make([]error, len(args.Hosts))
 	var group errgroup.Group
-	begin := carrier.Begin{Job: e.opts.Job, Peers: peers, Window: e.opts.Window, Connection: how}
+	begin := carrier.Begin{Job: e.opts.Job, Peers: peers, Window: e.opts.Window, Traced: e.opts.Traced, Connection: how}
 	for i, h := range args.Hosts {
 		hosts = append(hosts, allocator.Host{Name: h.Name})
 		group.Go(func() error {

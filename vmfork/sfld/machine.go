@@ -22,10 +22,12 @@ type machine struct {
 	forking sync.Mutex // one fork at a time
 
 	// Guarded by Engine.mu.
-	base  *generation // what it goes on from
-	next  *successor  // of its next fork
-	ended bool
-	gone  chan struct{} // closed when nothing is left of it
+	base   *generation // what it goes on from
+	next   *successor  // of its next fork
+	ready  bool        // it has started
+	frozen bool        // it is being forked
+	ended  bool
+	gone   chan struct{} // closed when nothing is left of it
 }
 
 // successor is the generation that a machine's next fork freezes, and the
@@ -47,7 +49,11 @@ func (e *Engine) start(ctx context.Context, m *machine, fork agent.Fork) (carrie
 	e.mu.Lock()
 	e.machines[m.Member] = m // what it calls can come before Start returns
 	e.mu.Unlock()
-	return m.host.Start(ctx, m.Member, e.identity(m, fork))
+	s, err := m.host.Start(ctx, m.Member, e.identity(m, fork))
+	e.mu.Lock()
+	m.ready = err == nil
+	e.mu.Unlock()
+	return s, err
 }
 
 // machine finds one by its number, nil if there is none.

@@ -18,6 +18,13 @@ type Options struct {
 	UID    int    `json:"uid"`    // the user that the job is for
 	GID    int    `json:"gid"`
 	Groups []int  `json:"groups"`
+	Traced bool   `json:"traced"` // what takes how long is recorded
+
+	// What mpirun-sf ps tells of the job.
+	Version string   `json:"version"`
+	User    string   `json:"user"`
+	Command []string `json:"command"`
+	Ranks   int      `json:"ranks"` // 0 for a virtual machine
 }
 
 // PrepareArgs says what the clones will be copies of.

@@ -217,6 +217,9 @@ func (v *vm) Err() error {
 	return v.err
 }
 
+// PID implements [hypervisor.VM].
+func (v *vm) PID() int { return v.cmd.Process.Pid }
+
 // CPUTime implements [hypervisor.VM]. It adds the threads' own counters: the
 // process's in /proc/PID/stat has a grain of 10 ms.
 func (v *vm) CPUTime() (time.Duration, error) {
