@@ -14,7 +14,7 @@ func newFetch(r *Receiver, o *origin, id ID, accept func(w welcome) (Sink, error
 	return &Fetch{
 		receiver: r, origin: o, id: id, accept: accept, begun: time.Now(),
 		open: &opener{key: func(c suite) []byte { return r.keys.groupKey(c, o.end, id) }},
-		done: make(chan struct{}), kick: make(chan struct{}, 1),
+		done: make(chan struct{}), welcome: make(chan struct{}), kick: make(chan struct{}, 1),
 		wanted: make(map[int64]int), coming: make(map[uint32]*assembly),
 	}
 }
@@ -33,16 +33,16 @@ func (f *Fetch) receive() {
 	}
 }
 
-func (f *Fetch) take(p []byte, _ netip.AddrPort) {
+func (f *Fetch) take(p []byte, _ netip.AddrPort, at time.Time) {
 	f.receiver.tally.packetsReceived.Add(1)
 	f.receiver.tally.multicastTaken.Add(uint64(len(p)))
-	if err := f.group(p); err != nil {
+	if err := f.group(p, at); err != nil {
 		f.receiver.tally.refused(err)
 	}
 }
 
 // group takes one packet of the group.
-func (f *Fetch) group(p []byte) error {
+func (f *Fetch) group(p []byte, at time.Time) error {
 	h, err := parseHeader(p)
 	if err != nil || h.way != toGroup || h.from != f.origin.end {
 		return errForeign
@@ -66,7 +66,7 @@ func (f *Fetch) group(p []byte) error {
 	}
 	switch message(m[0]) {
 	case messageData:
-		return f.data(m, h.counter, true, now)
+		return f.data(m, true, at, now)
 	case messageBeacon:
 		b, err := parseBeacon(m)
 		if err != nil {
@@ -117,22 +117,27 @@ const (
 )
 
 // data takes a symbol of a batch.
-func (f *Fetch) data(m []byte, counter uint64, multicast bool, now time.Time) error {
+func (f *Fetch) data(m []byte, multicast bool, at, now time.Time) error {
 	d, err := parseData(m)
 	if err != nil {
 		return err
 	}
+	select {
+	case <-f.welcome: // an object may come so soon that its welcome, to the other socket, was not looked at yet
+	case <-f.done:
+		return nil
+	}
 	f.mu.Lock()
-	if f.sink == nil || f.err != nil {
+	if f.err != nil {
 		f.mu.Unlock()
-		return nil // not welcomed yet: it will be asked for
+		return nil
 	}
 	if multicast {
 		if now.Sub(f.active) >= 2*reportEvery {
 			f.kicked() // whoever reports has been resting
 		}
 		f.active = now
-		f.delay.measure(microseconds(now)-d.stamp, now)
+		f.delay.measure(microseconds(at)-d.stamp, now)
 		if d.flags&flagUrgent == 0 {
 			f.behind = later(f.behind, d.batch)
 		}

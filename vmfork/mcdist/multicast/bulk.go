@@ -123,9 +123,11 @@ func (s *Sender) jobOf(src *source, now time.Time) (job bulkJob, wait time.Durat
 		}
 	}
 	if runs := src.queue.take(s.perBatch()); len(runs) > 0 {
+		src.mark(runs, inFlight) // whoever wants them now need not be queued again
 		return bulkJob{src: src, runs: runs}, 0
 	}
 	if runs := src.pushed.take(s.perBatch()); len(runs) > 0 {
+		src.mark(runs, inFlight)
 		return bulkJob{src: src, runs: runs, flags: flagPushed}, 0
 	}
 	if s.config.Push && len(src.members) > 0 {
@@ -136,6 +138,7 @@ func (s *Sender) jobOf(src *source, now time.Time) (job bulkJob, wait time.Durat
 			for _, b := range list {
 				runs = extend(runs, b)
 			}
+			src.mark(runs, inFlight)
 			return bulkJob{src: src, runs: runs, flags: flagPushed}, 0
 		}
 		if len(src.push.counters) > 0 {
@@ -195,6 +198,7 @@ func (s *Sender) begin(job bulkJob, buffer []byte, compress *compressor) {
 	n := count(job.runs)
 	p := buffer[:n*slice.BlockSize]
 	if err := src.read(p, job.runs); err != nil {
+		s.notSent(src, job.runs)
 		if job.flags&flagPushed == 0 {
 			s.unreadable(src, job.runs, err)
 		}
@@ -215,10 +219,8 @@ func (s *Sender) begin(job bulkJob, buffer []byte, compress *compressor) {
 	parity := s.pace.parity(b.k)
 	s.tally.parity.Add(uint64(parity))
 	src.current, src.left, src.idle = b, b.k+parity, 0
-	for _, r := range job.runs {
-		// Until the batch's packets are sent its blocks are on their way; the last of them has about this counter.
-		src.sent.set(r, src.out.counter.Load()+uint64(src.left))
-	}
+	// The last of its packets will have about this counter.
+	src.mark(job.runs, src.out.counter.Load()+uint64(src.left))
 	src.kept = append(src.kept, b)
 	src.keptLen += len(b.content)
 	for src.keptLen > keepBytes && len(src.kept) > 1 {
@@ -226,6 +228,20 @@ func (s *Sender) begin(job bulkJob, buffer []byte, compress *compressor) {
 		src.kept[0] = nil
 		src.kept = src.kept[1:]
 	}
+}
+
+// mark notes which packet completes blocks. The sender's lock is held.
+func (src *source) mark(runs []run, counter uint64) {
+	for _, r := range runs {
+		src.sent.set(r, counter)
+	}
+}
+
+// notSent takes back that blocks are on their way.
+func (s *Sender) notSent(src *source, runs []run) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	src.mark(runs, 0)
 }
 
 // compressor remembers whether compression has paid lately: to find that out costs the sender as much as sending.

@@ -23,6 +23,7 @@ type Fetch struct {
 	begun    time.Time
 	all      sync.WaitGroup
 	done     chan struct{}
+	welcome  chan struct{} // closed when the origin has answered
 	kick     chan struct{} // holds a token when a report is due
 
 	mu      sync.Mutex
@@ -556,6 +557,7 @@ func (f *Fetch) welcomed(w welcome) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.sink, f.blocks = sink, (w.size+slice.BlockSize-1)/slice.BlockSize
+	close(f.welcome)
 	f.changed()
 	return nil
 }

@@ -88,8 +88,8 @@ func FuzzPacket(f *testing.F) {
 			c := newCluster(t, 1, 1, nil, nil)
 			defer c.close()
 			for _, from := range []netip.AddrPort{{}, c.sender.Origin().Address} {
-				c.sender.take(slices.Clone(p), from)
-				c.receivers[0].take(slices.Clone(p), from)
+				c.sender.take(slices.Clone(p), from, time.Now())
+				c.receivers[0].take(slices.Clone(p), from, time.Now())
 			}
 			if n := c.sender.Counters().Dropped + c.receivers[0].Counters().Dropped; n != 4 {
 				t.Errorf("%d of 4 packets were dropped", n)

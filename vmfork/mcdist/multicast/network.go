@@ -3,6 +3,7 @@ package multicast
 import (
 	"encoding/binary"
 	"net/netip"
+	"time"
 )
 
 // network makes sockets. There are two: the kernel's, and one for tests that loses, delays and doubles packets.
@@ -21,9 +22,9 @@ type socket interface {
 	// send sends packets that lie one after another in p, each of size bytes, except that the last may be shorter. It
 	// may be called by several goroutines. It returns when the kernel has them; an error says nothing of how many.
 	send(p []byte, size int, to netip.AddrPort) error
-	// receive waits for packets and calls take for each. A packet is take's until it returns, and may be written to.
-	// Only one goroutine receives. After close it returns net.ErrClosed.
-	receive(take func(p []byte, from netip.AddrPort)) error
+	// receive waits for packets and calls take for each, with the time when it came. A packet is take's until it returns,
+	// and may be written to. Only one goroutine receives. After close it returns net.ErrClosed.
+	receive(take func(p []byte, from netip.AddrPort, at time.Time)) error
 	// rejoin joins a group's socket again, so that switches hear of it again.
 	rejoin() error
 	close() error

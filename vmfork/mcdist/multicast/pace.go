@@ -33,8 +33,9 @@ type pace struct {
 type flow struct {
 	seen, packets, bytes uint64 // of the report before
 	stamp                uint32
-	at                   time.Time
-	sent, total          uint64 // bytes that the sender had sent to the group, and in all
+	noted                time.Time // when it came
+	at                   time.Time // when a report last said something about rates
+	sent, total          uint64    // bytes that the sender had sent to the group, and in all
 
 	begun   bool
 	rate    float64 // that it receives at, if everything sent were of this group; bytes/s
@@ -135,8 +136,8 @@ func (p *pace) reported(f *flow, r *report, sent uint64, now time.Time) {
 		return // too little to say anything; the next report has it all
 	}
 	loss := min(1, max(0, 1-float64(r.packets-f.packets)/expected))
-	if elapsed > 0.25 {
-		// Little was sent: that says something about losses, and nothing about rates.
+	if p.busy.IsZero() || p.busy.After(f.noted) {
+		// Not all of that time was there something to send: it says something about losses, and nothing about rates.
 		f.usual += (loss - f.usual) * 0.1
 		p.worst = max(p.worst, f.usual)
 		f.note(r, sent, p.total, now)
@@ -175,7 +176,7 @@ func (p *pace) reported(f *flow, r *report, sent uint64, now time.Time) {
 
 func (f *flow) note(r *report, sent, total uint64, now time.Time) {
 	f.seen, f.packets, f.bytes, f.stamp = r.seen, r.packets, r.bytes, r.stamp
-	f.sent, f.total = sent, total
+	f.sent, f.total, f.noted = sent, total, now
 }
 
 // decide changes the rate after what the members have reported lately.
@@ -221,8 +222,9 @@ func (p *pace) decide(now time.Time) {
 			rates = append(rates, f.rate/(1-min(f.base, 0.5)))
 		}
 		slices.Sort(rates)
-		target := rates[len(rates)/4] * 0.92
-		p.limit = min(p.limit, max(target, minRate))
+		// By no more than half at once: a host that was not scheduled for some time reports a rate that is too low.
+		target := max(rates[len(rates)/4]*0.92, p.limit/2, minRate)
+		p.limit = min(p.limit, target)
 		p.probing, p.cut = false, now
 		return
 	}

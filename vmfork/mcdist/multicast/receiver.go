@@ -309,7 +309,7 @@ func (r *Receiver) receive() {
 	}
 }
 
-func (r *Receiver) take(p []byte, _ netip.AddrPort) {
+func (r *Receiver) take(p []byte, _ netip.AddrPort, _ time.Time) {
 	r.tally.packetsReceived.Add(1)
 	r.tally.unicastTaken.Add(uint64(len(p)))
 	if err := r.reply(p); err != nil {
@@ -367,7 +367,7 @@ func (r *Receiver) reply(p []byte) error {
 		f.end(reason)
 		return nil
 	case messageData:
-		return f.data(m[17:], h.counter, false, now)
+		return f.data(m[17:], false, now, now)
 	}
 	return errMalformed
 }

@@ -24,7 +24,7 @@ func (s *Sender) receive() {
 }
 
 // take opens one packet and does what it asks for.
-func (s *Sender) take(p []byte, from netip.AddrPort) {
+func (s *Sender) take(p []byte, from netip.AddrPort, _ time.Time) {
 	s.tally.packetsReceived.Add(1)
 	s.tally.unicastTaken.Add(uint64(len(p)))
 	h, err := parseHeader(p)
@@ -173,7 +173,26 @@ func (s *Sender) joined(src *source, m *member, message []byte) error {
 	}
 	s.answer(m.peer, func(p []byte) []byte { return appendWelcome(p, src.id, w) })
 	s.sendBeacon(src, 0)
+	if src.object {
+		s.sendObject(src, m)
+	}
 	return nil
+}
+
+// sendObject sends a new member what it will ask for anyway: all of the object that was sent before it joined.
+func (s *Sender) sendObject(src *source, m *member) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if m.given {
+		return // the join was only repeated
+	}
+	m.given = true
+	for b := range src.blocks {
+		if src.sent.get(b) <= m.joined {
+			src.queue.add(b)
+		}
+	}
+	s.wakeBulk()
 }
 
 func (s *Sender) refuse(p *peer, id ID, reason error) {
@@ -247,7 +266,7 @@ func (s *Sender) wanted(src *source, m *member, w want, runs []run) {
 	select {
 	case s.urgent <- job:
 	default:
-		s.fellBehind(src, serve)
+		s.notSent(src, serve) // nobody can read them fast enough: they are asked for again
 	}
 }
 

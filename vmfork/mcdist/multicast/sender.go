@@ -148,6 +148,7 @@ type member struct {
 	*peer
 	since  uint64 // counter of the message by which it joined last
 	joined uint64 // the group's counter then
+	given  bool   // all of an object was queued for it
 	heard  time.Time
 	flow   flow
 }

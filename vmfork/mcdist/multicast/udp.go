@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"sync/atomic"
 	"syscall"
+	"time"
 	"unsafe"
 
 	"golang.org/x/net/ipv4"
@@ -139,6 +140,8 @@ func openUDP(local netip.AddrPort, set func(fd int) error) (*udpSocket, error) {
 			}
 			// Trains may be delivered whole. A kernel that cannot cuts them.
 			unix.SetsockoptInt(int(fd), unix.IPPROTO_UDP, unix.UDP_GRO, 1)
+			// How long a packet has waited for this process shall not look as if the network were slow.
+			unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_TIMESTAMPNS, 1)
 		})
 		return errors.Join(err, failed)
 	}}
@@ -209,12 +212,12 @@ func segmentMessage(size int) []byte {
 // readBatch is how many trains, or packets, are received by one call.
 const readBatch = 6
 
-func (s *udpSocket) receive(take func(p []byte, from netip.AddrPort)) error {
+func (s *udpSocket) receive(take func(p []byte, from netip.AddrPort, at time.Time)) error {
 	if s.buffers == nil {
 		s.buffers = make([]ipv4.Message, readBatch)
 		for i := range s.buffers {
 			s.buffers[i].Buffers = [][]byte{make([]byte, 1<<16)}
-			s.buffers[i].OOB = make([]byte, unix.CmsgSpace(4))
+			s.buffers[i].OOB = make([]byte, unix.CmsgSpace(4)+unix.CmsgSpace(16))
 		}
 	}
 	n, err := s.batch.ReadBatch(s.buffers, 0)
@@ -229,30 +232,36 @@ func (s *udpSocket) receive(take func(p []byte, from netip.AddrPort)) error {
 		from := m.Addr.(*net.UDPAddr).AddrPort()
 		from = netip.AddrPortFrom(from.Addr().Unmap(), from.Port())
 		p := m.Buffers[0][:m.N]
-		size := segmentSize(m.OOB[:m.NN])
-		if size == 0 {
+		size, at := parseControl(m.OOB[:m.NN])
+		if size <= 0 {
 			size = max(1, len(p))
+		}
+		if at.IsZero() {
+			at = time.Now()
 		}
 		for len(p) > 0 {
 			k := min(size, len(p))
-			take(p[:k:k], from)
+			take(p[:k:k], from, at)
 			p = p[k:]
 		}
 	}
 	return nil
 }
 
-// segmentSize returns the size of the packets of a train, or 0 for a packet alone.
-func segmentSize(control []byte) int {
+// parseControl returns the size of the packets of a train, or 0 for a packet alone, and when it came.
+func parseControl(control []byte) (size int, at time.Time) {
 	for len(control) >= unix.CmsgLen(0) {
 		h, body, rest, err := unix.ParseOneSocketControlMessage(control)
 		if err != nil {
-			return 0
+			break
 		}
-		if h.Level == unix.IPPROTO_UDP && h.Type == unix.UDP_GRO && len(body) >= 4 {
-			return int(*(*int32)(unsafe.Pointer(&body[0])))
+		switch {
+		case h.Level == unix.IPPROTO_UDP && h.Type == unix.UDP_GRO && len(body) >= 4:
+			size = int(*(*int32)(unsafe.Pointer(&body[0])))
+		case h.Level == unix.SOL_SOCKET && h.Type == unix.SCM_TIMESTAMPNS && len(body) >= int(unsafe.Sizeof(unix.Timespec{})):
+			at = time.Unix((*unix.Timespec)(unsafe.Pointer(&body[0])).Unix())
 		}
 		control = rest
 	}
-	return 0
+	return size, at
 }

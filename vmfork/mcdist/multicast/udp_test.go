@@ -64,7 +64,10 @@ func TestKernelSockets(t *testing.T) {
 		all.Go(func() {
 			got := make([]int, 256)
 			for total := 0; total < 3*n+1; {
-				err := s.receive(func(q []byte, who netip.AddrPort) {
+				err := s.receive(func(q []byte, who netip.AddrPort, at time.Time) {
+					if late := time.Since(at); late < 0 || late > 20*time.Second {
+						t.Errorf("came %v ago", late)
+					}
 					want := size
 					switch {
 					case len(q) == 10:
@@ -112,7 +115,7 @@ func TestKernelSockets(t *testing.T) {
 		}
 	}
 	<-done
-	if err := sockets[0].receive(func([]byte, netip.AddrPort) {}); !errors.Is(err, net.ErrClosed) {
+	if err := sockets[0].receive(func([]byte, netip.AddrPort, time.Time) {}); !errors.Is(err, net.ErrClosed) {
 		t.Errorf("receive from a closed socket: %v", err)
 	}
 }

@@ -36,6 +36,7 @@ func (s *Sender) answerUrgent() {
 				var runs []run
 				runs, job.runs = cut(job.runs, min(maxUrgentBlocks, s.perBatch()))
 				if err := s.sendNow(job, runs, buffer, packets); err != nil {
+					s.notSent(job.src, runs)
 					s.unreadable(job.src, runs, err)
 				}
 			}
@@ -90,9 +91,7 @@ func (s *Sender) sendNow(job urgentJob, runs []run, buffer, packets []byte) erro
 	s.tally.blocks.Add(uint64(count(runs)))
 	if job.to == nil {
 		s.mu.Lock()
-		for _, r := range runs {
-			src.sent.set(r, last+1)
-		}
+		src.mark(runs, last+1)
 		s.mu.Unlock()
 	}
 	return nil
@@ -155,14 +154,5 @@ func (s *Sender) unreadable(src *source, runs []run, err error) {
 	s.mu.Unlock()
 	for _, m := range members {
 		s.refuse(m, src.id, ErrUnreadable)
-	}
-}
-
-// fellBehind forgets that blocks are on their way, because nobody can read them fast enough. They are asked for again.
-func (s *Sender) fellBehind(src *source, runs []run) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for _, r := range runs {
-		src.sent.set(r, 0)
 	}
 }

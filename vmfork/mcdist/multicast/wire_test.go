@@ -124,7 +124,7 @@ func (s *wireSocket) close() error {
 	return nil
 }
 
-func (s *wireSocket) receive(take func(p []byte, from netip.AddrPort)) error {
+func (s *wireSocket) receive(take func(p []byte, from netip.AddrPort, at time.Time)) error {
 	for {
 		s.mu.Lock()
 		wait := time.Hour
@@ -133,7 +133,7 @@ func (s *wireSocket) receive(take func(p []byte, from netip.AddrPort)) error {
 			if wait = time.Until(m.due); wait <= 0 {
 				s.packets = s.packets[1:]
 				s.mu.Unlock()
-				take(m.p, m.from)
+				take(m.p, m.from, m.due)
 				return nil
 			}
 		}
