@@ -170,6 +170,6 @@ func (n *Node) castObject(ctx context.Context, origin int, id ID, size int64) ([
 		n.count.fallbacks.Add(1)
 		return nil, err
 	}
-	n.count.blocks(ByMulticast, objects, (size+slice.BlockSize-1)/slice.BlockSize, 0)
+	n.count.blocks(ByMulticast, objects, (size+slice.BlockSize-1)/slice.BlockSize)
 	return data, nil
 }

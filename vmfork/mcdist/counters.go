@@ -165,12 +165,7 @@ func (c *counters) received(way Way, kind, bytes int, blocks int64) {
 	c.in[way][kind].add(int64(bytes), blocks)
 }
 
-func (c *counters) blocks(way Way, kind int, fresh, old int64) {
-	c.in[way][kind].blocks.Add(fresh)
-	if old != 0 {
-		c.duplicates.Add(old)
-	}
-}
+func (c *counters) blocks(way Way, kind int, n int64) { c.in[way][kind].blocks.Add(n) }
 
 func (c *counters) request(kind int, alone bool) {
 	c.requests[kind].Add(1)

@@ -146,6 +146,7 @@ func (c *call) wait(ctx context.Context) error {
 // call enters a call for the blocks that nobody has called for, and finds the calls for the others. What has to be asked
 // for is in ask: not those that are on their way here from the origin, for they stand behind little.
 func (f *Fetch) call(first, n int64) (own *call, ask []span, others []*call, err error) {
+	stream := f.cast.Load() == nil
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.closed {
@@ -168,7 +169,7 @@ func (f *Fetch) call(first, n int64) (own *call, ask []span, others []*call, err
 		f.calls[b] = own
 		own.left++
 		own.spans = extend(own.spans, b)
-		if f.up == f.origin && f.coming.Test(uint(b)) {
+		if stream && f.up == f.origin && f.coming.Test(uint(b)) {
 			joined = extend(joined, b)
 		} else {
 			ask = extend(ask, b)
@@ -248,16 +249,19 @@ func (f *Fetch) arrive(p []byte, first int64, way Way, kind int) error {
 	f.mu.Unlock()
 
 	var err error
-	fresh := int64(0)
+	old := n
 	for _, r := range runs {
 		off := (r.first - first) * slice.BlockSize
 		if err = f.sink.Arrive(p[off:off+r.n*slice.BlockSize], r.first); err != nil {
 			break
 		}
-		fresh += r.n
+		old -= r.n
+		f.node.count.blocks(way, kind, r.n) // first, so that whoever is woken finds it counted
 		f.landed(r, way)
 	}
-	f.node.count.blocks(way, kind, fresh, n-fresh)
+	if err == nil && old > 0 {
+		f.node.count.duplicates.Add(old)
+	}
 
 	f.mu.Lock()
 	if f.arriving--; f.arriving == 0 {

@@ -170,7 +170,7 @@ func (h *testHost) do(c command, r *result) error {
 	h.mu.Lock()
 	f := h.fetches[c.ID]
 	h.mu.Unlock()
-	if f == nil && (c.Do == "bring" || c.Do == "prefetch") {
+	if f == nil && (c.Do == "bring" || c.Do == "prefetch" || c.Do == "await" || c.Do == "listen") {
 		return errors.New("it is not open")
 	}
 	switch c.Do {
@@ -205,6 +205,10 @@ func (h *testHost) do(c command, r *result) error {
 			err = errors.New("the object has another content")
 		}
 		return err
+	case "await":
+		for !f.arrived(c.N) {
+			time.Sleep(time.Millisecond)
+		}
 	case "push":
 		return h.node.Push(id, c.To, slices.Collect(blocksFrom(c.First, c.N)))
 	case "line":
@@ -218,6 +222,13 @@ func (h *testHost) do(c command, r *result) error {
 		return fmt.Errorf("unknown command %s", c.Do)
 	}
 	return nil
+}
+
+// arrived reports whether so many blocks have come.
+func (f *Fetch) arrived(n int64) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return int64(f.have.Count()) >= n
 }
 
 // hosts is the test's side.
@@ -425,42 +436,71 @@ func TestOverANetwork(t *testing.T) {
 	}
 }
 
-// TestFiguresOverANetwork measures. It promises nothing, for the machine may be busy, and is skipped in short tests.
-func TestFiguresOverANetwork(t *testing.T) {
-	if testing.Short() {
-		t.Skip("it only measures")
-	}
+// BenchmarkNetwork is five hosts at a switch: faults alone and beside bulk of all, bulk, a push, and an object.
+func BenchmarkNetwork(b *testing.B) {
 	for _, rate := range []int64{1e8, 1e9} {
 		for _, mode := range []Mode{Unicast, Tree, Multicast} {
-			t.Run(fmt.Sprintf("%v at %d Mbit", mode, rate/1e6), func(t *testing.T) {
-				const blocks, bulkBlocks = 40000, 6000
-				h := onHosts(t, testcluster.Options{Hosts: 5, Link: testcluster.Link{Rate: rate}}, mode, blocks)
-				if mode == Multicast {
-					h.all(command{Do: "listen"})
+			b.Run(fmt.Sprintf("%v-%dMbit", mode, rate/1e6), func(b *testing.B) {
+				for b.Loop() {
+					benchmarkNetwork(b, rate, mode)
 				}
-				bring := command{Do: "bring", First: 20000, N: 1, Count: 200, Stride: 7, Pause: time.Millisecond}
-				alone := h.do(1, bring).Each
-				before := sentBy(h)
-				var ends []func() result
-				for i := 1; i < 5; i++ {
-					ends = append(ends, h.begin(i, command{Do: "prefetch", N: bulkBlocks}))
-				}
-				bring.First, bring.Count = 30000, 100
-				beside := h.do(1, bring).Each
-				slowest := time.Duration(0)
-				for _, end := range ends {
-					slowest = max(slowest, end().Took)
-				}
-				after := sentBy(h)
-				counters := h.do(1, command{Do: "count"}).Counters
-				t.Logf("a block: p50 %v, p99 %v; beside bulk of 4: p50 %v, p90 %v, p99 %v", percentile(alone, 50), percentile(alone, 99),
-					percentile(beside, 50), percentile(beside, 90), percentile(beside, 99))
-				t.Logf("%d MB to 4 hosts in %v; the origin sent %.1f MB, all hosts %.1f MB; duplicates %d, fallbacks %d, blocks per trip %.1f",
-					bulkBlocks*4/1024, slowest.Round(time.Millisecond), float64(after[0]-before[0])/1e6, float64(after[1]-before[1])/1e6,
-					counters.Duplicates, counters.Fallbacks, counters.BlocksPerRoundTrip())
 			})
 		}
 	}
+}
+
+func benchmarkNetwork(b *testing.B, rate int64, mode Mode) {
+	const blocks, bulkBlocks = 60000, 6000
+	h := onHosts(b, testcluster.Options{Hosts: 5, Link: testcluster.Link{Rate: rate}}, mode, blocks)
+	if mode == Multicast {
+		h.all(command{Do: "listen"})
+	}
+	µs := func(times []time.Duration, p int, what string) {
+		b.ReportMetric(float64(percentile(times, p))/1e3, what)
+	}
+	bring := command{Do: "bring", First: 20000, N: 1, Count: 200, Stride: 7, Pause: time.Millisecond}
+	alone := h.do(1, bring).Each
+	µs(alone, 50, "fault-p50-µs")
+	µs(alone, 99, "fault-p99-µs")
+
+	before := sentBy(h)
+	var ends []func() result
+	for i := 1; i < 5; i++ {
+		ends = append(ends, h.begin(i, command{Do: "prefetch", N: bulkBlocks}))
+	}
+	bring.First, bring.Count = 30000, 100
+	beside := h.do(1, bring).Each
+	µs(beside, 50, "beside-p50-µs")
+	µs(beside, 90, "beside-p90-µs")
+	took := time.Duration(0)
+	for _, end := range ends {
+		took = max(took, end().Took)
+	}
+	figures := func(what string, before [2]int64, took time.Duration) {
+		after := sentBy(h)
+		b.ReportMetric(took.Seconds(), what+"-s")
+		b.ReportMetric(float64(after[0]-before[0])/1e6, what+"-origin-MB")
+		b.ReportMetric(float64(after[1]-before[1])/1e6, what+"-all-MB")
+	}
+	figures("bulk", before, took)
+
+	before, start := sentBy(h), time.Now()
+	h.do(0, command{Do: "push", First: 40000, N: bulkBlocks, To: []int{1, 2, 3, 4}})
+	for i := 2; i < 5; i++ {
+		ends[i-1] = h.begin(i, command{Do: "await", N: 2 * bulkBlocks})
+	}
+	for _, end := range ends[1:] {
+		end()
+	}
+	figures("push", before, time.Since(start))
+
+	id := testID()
+	object := command{Do: "publish", ID: hex.EncodeToString(id[:]), N: 1000, To: []int{1, 2, 3, 4}}
+	before, start = sentBy(h), time.Now()
+	h.do(0, object)
+	object.Do = "receive"
+	h.all(object)
+	figures("object", before, time.Since(start))
 }
 
 // sentBy is what the origin has sent, and what all hosts have, in bytes.

@@ -67,8 +67,9 @@ func (in *inbound) offered(f *frame) error {
 			n.keepOffer(in.from, o)
 		}
 		n.mu.Unlock()
-		// Who listens is sent it by multicast.
-		if open != nil && open.origin == in.from && open.cast.Load() == nil {
+		// Who listens is sent it by multicast anyway, as soon as the switches have heard that it listens. It asks all the
+		// same, for what it has missed: asking for what is on its way costs the origin nothing.
+		if open != nil && open.origin == in.from {
 			open.takeOffer(o)
 		}
 	}

@@ -14,10 +14,10 @@ const (
 	// share it, down to leastStanding for each.
 	standing      = 32 << 10
 	leastStanding = 8 << 10
-	feedBlocks    = 8 // of one piece in bulk
-	minWindow     = 16 << 10
+	feedBlocks    = 8 // of one piece in bulk, at most
+	quantum       = 4 // blocks of one request: many are under way, so that answers come evenly
+	minWindow     = quantum * slice.BlockSize
 	maxWindow     = 4 << 20
-	maxQuantum    = 64 // blocks of one request
 )
 
 // pace says how much may be asked for in bulk of one host before it has come: what fits into the way there and back at
@@ -40,18 +40,12 @@ type pace struct {
 type portion struct {
 	owed      int64 // bytes that have not come
 	at        time.Time
-	delivered int64 // by then
-	begun     bool
+	delivered int64         // by then
+	first     time.Duration // until the first of it came; 0 before
+	full      bool          // the window was full
 }
 
 func newPace() *pace { return &pace{window: 2 * standing} }
-
-// quantum is how many blocks to ask for at once: few enough that there are always several requests under way.
-func (p *pace) quantum() int64 {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return min(max(p.window/4, minWindow)/slice.BlockSize, maxQuantum)
-}
 
 // acquire waits until n blocks may be asked for, and enters them into w. It reports whether nothing else was under way.
 func (p *pace) acquire(ctx context.Context, w *portion, n int64) (alone bool, err error) {
@@ -72,7 +66,7 @@ func (p *pace) acquire(ctx context.Context, w *portion, n int64) (alone bool, er
 	}
 	alone = p.out == 0
 	p.out += size
-	w.owed = size
+	w.owed, w.full = size, 2*p.out > p.window
 	p.mu.Unlock()
 	return alone, nil
 }
@@ -81,7 +75,7 @@ func (p *pace) acquire(ctx context.Context, w *portion, n int64) (alone bool, er
 func (p *pace) sent(w *portion) uint16 {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	w.at, w.delivered, w.begun = time.Now(), p.delivered, false
+	w.at, w.delivered, w.first = time.Now(), p.delivered, 0
 	return uint16(min(p.rate/1e6, 1<<16-1))
 }
 
@@ -91,12 +85,13 @@ func (p *pace) came(w *portion, size int64, share int, last bool) {
 	defer p.mu.Unlock()
 	p.delivered += size
 	since := max(time.Since(w.at), time.Microsecond)
-	if !w.begun && (p.base == 0 || since < p.base) {
-		p.base = since
+	if w.first == 0 {
+		if w.first = since; p.base == 0 || since < p.base {
+			p.base = since
+		}
 	}
-	w.begun = true
 	if last {
-		p.learn(float64(p.delivered-w.delivered)/since.Seconds(), share)
+		p.learn(w, float64(p.delivered-w.delivered)/since.Seconds(), share)
 	}
 	p.free(w, min(size, w.owed))
 }
@@ -126,17 +121,19 @@ func (p *pace) free(w *portion, size int64) {
 	}
 }
 
-// learn takes the rate at which the last window has come. Several streams that are fed at once share what may stand.
-func (p *pace) learn(rate float64, share int) {
-	grows := rate > 1.2*p.rate
+// learn takes from a request when its answer began, which shows what stood before it, and the rate at which answers came
+// meanwhile. Several hosts that are fed at once share what may stand.
+func (p *pace) learn(w *portion, rate float64, share int) {
 	if rate > p.rate {
 		p.rate = rate
 	} else {
 		p.rate += (rate - p.rate) / 4
 	}
-	window := int64(p.rate*p.base.Seconds()) + max(standing/int64(max(1, share)), leastStanding)
-	if grows {
-		window = max(window, p.window*3/2)
+	limit := max(standing/int64(max(1, share)), leastStanding)
+	if stands := int64(p.rate * (w.first - p.base).Seconds()); stands >= limit/2 {
+		p.window = int64(p.rate*p.base.Seconds()) + limit
+	} else if w.full {
+		p.window += quantum * slice.BlockSize / 2 // half as much again each time that a window has come
 	}
-	p.window = max(minWindow, min(window, maxWindow))
+	p.window = max(minWindow, min(p.window, maxWindow))
 }

@@ -9,8 +9,9 @@ import (
 )
 
 const (
-	relayPatience = time.Second // a relay that answers nothing for so long is not relied on any more
-	maxQueue      = 1 << 16     // runs of blocks that a fetch works on unasked
+	relayPatience = time.Second          // a relay that answers nothing for so long is not relied on any more
+	othersTime    = 2 * time.Millisecond // between looks at what somebody else has asked for
+	maxQueue      = 1 << 16              // runs of blocks that a fetch works on unasked
 )
 
 // order is one Prefetch: the requests it has made, and what has become of them.
@@ -44,58 +45,89 @@ func (o *order) failed() error {
 	return o.err
 }
 
-// Prefetch asks for blocks in bulk: they give way to every Bring. It leaves out those that have come, or are on their way
-// already, and returns when all that it asked for have been given to the sink. The order is kept. With a relay tree they
-// are asked of a relay, which asks its own.
+// Prefetch asks for blocks in bulk: they give way to every Bring. It leaves out those that have come, or that somebody else
+// has asked for, and returns when all of them have been given to the sink. The order is kept. With a relay tree they are
+// asked of a relay, which asks its own.
 func (f *Fetch) Prefetch(ctx context.Context, blocks iter.Seq[int64]) error {
-	o := &order{left: 1, done: make(chan struct{})}
-	err := f.prefetch(ctx, blocks, o)
-	o.end(nil)
-	if err == nil {
-		select {
-		case <-o.done:
-			err = o.err
-		case <-ctx.Done():
-			err = context.Cause(ctx)
-		}
-	}
+	err := f.bulk(ctx, blocks)
 	if err != nil {
 		return fmt.Errorf("prefetch slice %v from host %s: %w", f.id, f.node.name(f.origin), err)
 	}
 	return nil
 }
 
-func (f *Fetch) prefetch(ctx context.Context, blocks iter.Seq[int64], o *order) error {
+func (f *Fetch) bulk(ctx context.Context, blocks iter.Seq[int64]) error {
+	for {
+		o := &order{left: 1, done: make(chan struct{})}
+		others, err := f.prefetch(ctx, blocks, o)
+		o.end(nil)
+		if err != nil {
+			return err
+		}
+		select {
+		case <-o.done:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+		// Whoever has asked for the rest may have given up; then it is asked for again.
+		for {
+			if o.err != nil {
+				return o.err
+			}
+			if f.ctx.Err() != nil {
+				return ErrClosed
+			}
+			if others = f.missing(others); len(others) == 0 {
+				return nil
+			}
+			if !f.isAsked(others[0].first) {
+				break
+			}
+			select {
+			case <-time.After(othersTime):
+			case <-ctx.Done():
+				return context.Cause(ctx)
+			}
+		}
+		blocks = blocksOf(others...)
+	}
+}
+
+// prefetch makes the requests, and returns which blocks somebody else has asked for.
+func (f *Fetch) prefetch(ctx context.Context, blocks iter.Seq[int64], o *order) (others []span, err error) {
 	var batch []span
-	count, quantum := int64(0), int64(0)
+	count, enough := int64(0), int64(0)
 	for b := range blocks {
 		if b < 0 || b >= f.blocks {
 			f.unclaim(batch)
-			return fmt.Errorf("block %d is not in its %d", b, f.blocks)
+			return nil, fmt.Errorf("block %d is not in its %d", b, f.blocks)
 		}
-		switch claimed, closed := f.claim(b); {
+		switch f.claim(b) {
 		case closed:
-			return ErrClosed
-		case !claimed:
+			return nil, ErrClosed
+		case asked:
+			others = extend(others, b)
+			continue
+		case here:
 			continue
 		}
 		batch = extend(batch, b)
 		if count++; count == 1 {
-			if quantum = castBatch; f.cast.Load() == nil {
-				quantum = f.node.pace(f.host()).quantum()
+			if enough = castBatch; f.cast.Load() == nil {
+				enough = quantum
 			}
 		}
-		if count >= quantum || len(batch) == maxSpans {
+		if count >= enough || len(batch) == maxSpans {
 			if err := f.order(ctx, o, batch, count); err != nil {
-				return err
+				return nil, err
 			}
 			batch, count = nil, 0
 		}
 	}
 	if count > 0 {
-		return f.order(ctx, o, batch, count)
+		err = f.order(ctx, o, batch, count)
 	}
-	return nil
+	return others, err
 }
 
 // host is who is asked in bulk.
@@ -105,18 +137,36 @@ func (f *Fetch) host() int {
 	return f.up
 }
 
-// claim marks a block as asked for, unless it need not be.
-func (f *Fetch) claim(b int64) (claimed, closed bool) {
+// claim is what a block is to somebody who wants it in bulk.
+type claim int
+
+const (
+	ours   claim = iota // nobody has asked for it: now it is marked as asked for
+	asked               // somebody else has
+	here                // it has come
+	closed              // none is any more
+)
+
+func (f *Fetch) claim(b int64) claim {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.closed {
-		return false, true
-	}
-	if f.have.Test(uint(b)) || f.coming.Test(uint(b)) || f.calls[b] != nil {
-		return false, false
+	switch {
+	case f.closed:
+		return closed
+	case f.have.Test(uint(b)):
+		return here
+	case f.coming.Test(uint(b)) || f.calls[b] != nil:
+		return asked
 	}
 	f.coming.Set(uint(b))
-	return true, false
+	return ours
+}
+
+// isAsked reports whether somebody has asked for a block.
+func (f *Fetch) isAsked(b int64) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return !f.closed && (f.coming.Test(uint(b)) || f.calls[b] != nil)
 }
 
 // unclaim takes claims back. Faults that relied on them ask for themselves.
@@ -227,7 +277,7 @@ func (f *Fetch) need(spans []span) {
 func (f *Fetch) pull() {
 	for {
 		// Nobody waits for these. Who offered them, or wants them relayed, asks again or does without.
-		_ = f.prefetch(f.ctx, f.queued, &order{left: 1, done: make(chan struct{})})
+		_, _ = f.prefetch(f.ctx, f.queued, &order{left: 1, done: make(chan struct{})})
 		f.mu.Lock()
 		if len(f.queue) == 0 || f.closed {
 			f.pulling = false

@@ -138,7 +138,6 @@ func (in *inbound) request(f *frame, working chan struct{}) error {
 		working <- struct{}{}
 		if !in.node.start(func() {
 			in.answer(number, k, spans)
-			in.node.gate.leave()
 			<-working
 		}) {
 			in.node.gate.leave()
@@ -168,9 +167,18 @@ var rooms = sync.Pool{New: func() any {
 	return &room{make([]byte, 0, 2*headerSize+maxBody), make([]byte, 0, packSize)}
 }}
 
-// answer answers an urgent request. One page, or one run of pages, is one write.
+// answer answers an urgent request. One page, or one run of pages, is one write. It leaves the gate when all is read: a host
+// that does not take its answer must not hold up others' bulk.
 func (in *inbound) answer(number uint32, k key, spans []span) {
 	n := in.node
+	inside := true
+	leave := func() {
+		if inside {
+			inside = false
+			n.gate.leave()
+		}
+	}
+	defer leave()
 	n.mu.Lock()
 	s := n.served[k]
 	n.mu.Unlock()
@@ -186,6 +194,7 @@ func (in *inbound) answer(number uint32, k key, spans []span) {
 		for span.n > 0 {
 			c := min(span.n, pieceBlocks)
 			if len(buf) > 0 && blocks+c > pieceBlocks {
+				leave() // what is so large is no single fault
 				if in.send(ByUnicast, urgent, buf, blocks) != nil {
 					return
 				}
@@ -194,6 +203,7 @@ func (in *inbound) answer(number uint32, k key, spans []span) {
 			start := len(buf)
 			var err error
 			if buf, err = in.piece(buf, s, number, span.first, c, space); err != nil {
+				leave()
 				if start > 0 && in.send(ByUnicast, urgent, buf[:start], blocks) != nil {
 					return
 				}
@@ -206,6 +216,7 @@ func (in *inbound) answer(number uint32, k key, spans []span) {
 			}
 		}
 	}
+	leave()
 	in.send(ByUnicast, urgent, buf, blocks)
 	space.frames = buf
 }
