@@ -29,7 +29,8 @@ func Dial(ctx context.Context, id *Identity, address string, peer Fingerprint, o
 }
 
 // DialAny is Dial for a daemon that may be reached at any of some addresses, best first. It takes the first where it finds
-// the key peer, for at some of them there may be somebody else: private addresses are used more than once.
+// the key peer, for at some of them there may be somebody else: private addresses are used more than once. The error wraps a
+// [*DialError] for each address.
 func DialAny(ctx context.Context, id *Identity, addresses []netip.AddrPort, peer Fingerprint, opts ...Option) (*Link, error) {
 	texts := make([]string, len(addresses))
 	for i, a := range addresses {
@@ -89,7 +90,7 @@ func dialAny(ctx context.Context, id *Identity, addresses []string, peer Fingerp
 				return l, nil
 			}
 		}
-		failures = append(failures, fmt.Errorf("connect to host %s at %s: %w", got.d.host, got.d.address, err))
+		failures = append(failures, &DialError{got.d.host, got.d.address, err})
 	}
 	return nil, &joined{failures}
 }
@@ -159,7 +160,7 @@ func (d *dialler) begin(ctx context.Context, raw *net.TCPConn, p preface) (*tls.
 	defer cancel()
 	secured := tls.Client(raw, d.secure(d.id, func(f Fingerprint) error {
 		if f != d.peer {
-			return fmt.Errorf("it has the key %s, and not %s: it is not the daemon that was started for this job", f, d.peer)
+			return &gone{fmt.Sprintf("it has the key %s, and not %s: it is not the daemon that was started for this job", f, d.peer), ErrKey}
 		}
 		return nil
 	}))
@@ -211,7 +212,7 @@ func (d *dialler) explain(ctx context.Context, err error) error {
 	case errors.As(err, &garbage):
 		return fmt.Errorf("something else than mpirun-sf listens there: %w", err)
 	case errors.As(err, &op) && op.Op == "remote error" && strings.Contains(err.Error(), "certificate"):
-		return fmt.Errorf("it does not expect this end's key %s: it belongs to another job, or was not told of this one (%w)", d.id.fp, err)
+		return &gone{fmt.Sprintf("it does not expect this end's key %s: it belongs to another job, or was not told of this one (%v)", d.id.fp, err), ErrKey}
 	case errors.As(err, &op) && op.Op == "remote error":
 		return fmt.Errorf("it is not a daemon of mpirun-sf's, or of a version that shares nothing with this one (%w)", err)
 	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, unix.ECONNRESET):

@@ -10,6 +10,22 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// ErrKey is what [Dial]'s error is, by errors.Is, if one of the ends has not the key that the other expects.
+var ErrKey = errors.New("not the key that was expected")
+
+// DialError is that a daemon was not reached at an address.
+type DialError struct {
+	Host, Address string
+	Err           error
+}
+
+func (e *DialError) Error() string {
+	return fmt.Sprintf("connect to host %s at %s: %v", e.Host, e.Address, e.Err)
+}
+
+// Unwrap is why.
+func (e *DialError) Unwrap() error { return e.Err }
+
 // What [Link.Err] is, by errors.Is.
 var (
 	// ErrSilent: nothing came from the peer any more, so its host is down or cut off, or stands still.
@@ -20,7 +36,7 @@ var (
 	ErrClosed = net.ErrClosed
 )
 
-// gone says how a link ended.
+// gone says how a link ended, or why it was never made.
 type gone struct {
 	text string
 	why  error

@@ -10,6 +10,8 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/mpirun-sf/mpirun-sf/vmfork/allocator"
 	"github.com/mpirun-sf/mpirun-sf/vmfork/link"
 )
@@ -96,7 +98,7 @@ func (a *Allocation) start(ctx context.Context, h allocator.Host, args []string)
 	}
 	l, err := link.Dial(ctx, a.id, address, a.id.Fingerprint(), options...)
 	if err != nil {
-		return nil, fmt.Errorf("%w; see there: systemctl status mpirun-sf, and whether it has this cluster's key", err)
+		return nil, explain(address, err)
 	}
 	p, err := a.request(ctx, h.Name, l, args)
 	if err != nil {
@@ -120,6 +122,21 @@ func (a *Allocation) start(ctx context.Context, h allocator.Host, args []string)
 		return nil, errors.New("the allocation has been closed")
 	}
 	return p, nil
+}
+
+// explain says what is to be done about a service that was not reached.
+func explain(address string, err error) error {
+	var of *link.DialError
+	if errors.As(err, &of) {
+		err = of.Err // the caller knows which host
+	}
+	switch {
+	case errors.Is(err, link.ErrKey):
+		return fmt.Errorf("the service at %s has another cluster's key: copy this machine's there, or its here (%w)", address, err)
+	case errors.Is(err, unix.ECONNREFUSED):
+		return fmt.Errorf("no service listens at %s: systemctl start mpirun-sf there, or start its daemons by SSH, without --service", address)
+	}
+	return fmt.Errorf("connect to its service at %s: %w", address, err)
 }
 
 // request asks for a daemon over a new link.

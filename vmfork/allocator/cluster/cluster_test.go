@@ -131,8 +131,13 @@ func TestOnlyItsOwnProgram(t *testing.T) {
 
 func TestAnotherKey(t *testing.T) {
 	s, said := serve(t, ServiceConfig{Key: someKey()})
-	if _, err := start(t, allocate(t, someKey(), s), h2); err == nil || !strings.Contains(err.Error(), "whether it has this cluster's key") {
+	if _, err := start(t, allocate(t, someKey(), s), h2); err == nil || !strings.Contains(err.Error(), "h2: the service at "+s.Addr().String()+" has another cluster's key") {
 		t.Errorf("%v", err)
+	}
+	a := allocate(t, someKey(), s)
+	a.Addresses["h1"] = "127.0.0.1:1"
+	if _, err := start(t, a, h1); err == nil || !strings.HasPrefix(err.Error(), "h1: no service listens at 127.0.0.1:1: systemctl start") {
+		t.Errorf("nobody there: %v", err)
 	}
 	// Nobody waits for the log.
 	for deadline := time.Now().Add(patience); !strings.Contains(said.String(), "refused a connection"); time.Sleep(time.Millisecond) {
