@@ -20,6 +20,7 @@ Usage:
     mpirun-sf [options] PROGRAM [ARGUMENTS]
     mpirun-sf vm run                a virtual machine with a shell, in which mpirun-sf
                                     forks it; mpirun-sf vm --help
+    mpirun-sf ps, mpirun-sf top     what jobs do, on all of their hosts
     mpirun-sf image ls|rm|build     the cache of guest images
     mpirun-sf doctor                checks that this machine has what it takes
     mpirun-sf clean                 removes what killed launchers left behind
@@ -47,6 +48,9 @@ Options:
     --hosts H[:N],...    hosts that carry the clones, with N ranks each at most,
                          reached by SSH; the first ones are filled first
     --hostfile FILE      the same from a file, in MPICH's or Open MPI's format
+    --service            reached by the cluster's service, not by SSH
+    --slurm              hosts from Slurm; inside an allocation of Slurm, or a parallel
+    --slurm-options O    environment of Grid Engine, nothing has to be said
     --distribution MODE  how hosts get memory: auto, multicast, unicast or tree
     --nat                let clones reach what this machine reaches, by NAT;
     --allow DEST         only these, such as 10.0.0.0/8 or 192.0.2.7:443/tcp,

@@ -46,6 +46,10 @@ Options of vm run:
     --cpus N             virtual CPUs (default: this machine's cores)
     --share DIR[:ro]     a folder to share with it and its clones (default: the
                          working directory); may be repeated
+    --hosts H[:N],...    hosts that carry its clones; also --hostfile, --slurm, --service,
+                         --distribution, as for a job
+    --nat, --allow DEST, --rate RATE    let it and its clones reach the outside
+    --forward PORT:PORT  a port of this machine is the parent's
     --with PATH          a program, file or folder to have in it; may be repeated
     --hook FILE          an executable that runs in each clone before its first process
                          goes on; may be repeated

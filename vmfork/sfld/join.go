@@ -187,6 +187,7 @@ func (e *Engine) connect(ctx context.Context, args JoinArgs, peers []carrier.Pee
 	e.mu.Lock()
 	e.hosts = sites
 	e.mu.Unlock()
+	e.local.Node().Prepare() // hosts listen by now, and the answer is wanted soon
 	for _, s := range sites[1:] {
 		e.background.Go(func() { e.watch(s) })
 	}
