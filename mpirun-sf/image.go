@@ -10,6 +10,7 @@ import (
 
 	"github.com/mpirun-sf/mpirun-sf/vmfork/allocator"
 	"github.com/mpirun-sf/mpirun-sf/vmfork/guest"
+	"github.com/mpirun-sf/mpirun-sf/vmfork/metrics"
 )
 
 func imageCommand() *cli.Command {
@@ -127,6 +128,9 @@ func cleanCommand() *cli.Command {
 		Usage: "remove what killed launchers left behind",
 		Action: func(c *cli.Context) error {
 			n, err := allocator.Local{Dir: jobsFolder}.Clean()
+			if err == nil {
+				err = metrics.Clean(jobsFolder)
+			}
 			if err != nil {
 				return err
 			}

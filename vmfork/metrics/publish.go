@@ -36,12 +36,29 @@ func Publish(ctx context.Context, dir, job string, s Source) (close func(), err 
 	if job == "" || job != filepath.Base(job) || strings.HasPrefix(job, ".") {
 		return nil, fmt.Errorf("publish the job's state: %q cannot be the name of a job", job)
 	}
+	if err := Clean(dir); err != nil {
+		return nil, fmt.Errorf("publish the job's state: %w", err)
+	}
 	end, err := ServeUnix(filepath.Join(dir, job+suffix), jobHandler(s))
 	if err != nil {
 		return nil, fmt.Errorf("publish the job's state: %w", err)
 	}
 	stop := context.AfterFunc(ctx, end)
 	return func() { stop(); end() }, nil
+}
+
+// Clean removes the sockets in dir that killed jobs have left.
+func Clean(dir string) error {
+	paths, err := filepath.Glob(filepath.Join(dir, "*"+suffix))
+	for _, path := range paths {
+		conn, err := net.DialTimeout("unix", path, answerLimit)
+		if err == nil {
+			conn.Close()
+		} else if errors.Is(err, unix.ECONNREFUSED) {
+			os.Remove(path)
+		}
+	}
+	return err
 }
 
 // ServeUnix serves HTTP on a socket that only root may connect to, until close
