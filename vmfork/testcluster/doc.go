@@ -4,7 +4,7 @@
 // # What a host is
 //
 // A host has a PID, a mount, a UTS, an IPC and a network namespace. So it has its own host name (host0, host1, ...), its
-// own /etc, a copy of the machine's in which the hosts file knows all the others, its own /run, its own home folder of
+// own /etc, the machine's but for a hosts file that knows all the others and a few more, its own /run, its own home folder of
 // root, a loopback and "eth0". All other folders are the machine's; /tmp is to the hosts what a file server is to a
 // cluster. A host whose first process is killed is dead, with everything on it ([Cluster.Kill]).
 //

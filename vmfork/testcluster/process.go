@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"os"
 	"os/exec"
 	"os/signal"
@@ -133,37 +132,38 @@ func furnish(config hostConfig) error {
 	return furnishEtc(config.Etc)
 }
 
-// furnishEtc gives the host an /etc of its own, a copy. Mounts over single files would not do: they go when somebody
-// replaces the machine's file.
+// furnishEtc gives the host an /etc of its own: the machine's, with other files above it. Mounts over single files would
+// not do, for they go when somebody replaces the machine's file; nor a copy, for then guest images would be made anew, of files
+// that look new.
 func furnishEtc(files map[string]string) error {
-	const copied = "/run/etc"
-	if err := os.Mkdir(copied, 0o755); err != nil {
+	const layers = "/run/etc"
+	if err := os.Mkdir(layers, 0o755); err != nil {
 		return err
 	}
-	if err := unix.Mount("etc", copied, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode=0755"); err != nil {
-		return fmt.Errorf("mount /etc: %w", err)
+	if err := unix.Mount("etc", layers, "tmpfs", 0, "mode=0755"); err != nil {
+		return fmt.Errorf("mount what is above /etc: %w", err)
 	}
-	if out, err := exec.Command("cp", "-a", "/etc/.", copied).CombinedOutput(); err != nil {
-		return fmt.Errorf("copy /etc: %w: %s", err, out)
+	for _, name := range []string{"upper", "work"} {
+		if err := os.Mkdir(filepath.Join(layers, name), 0o755); err != nil {
+			return err
+		}
 	}
 	for name, content := range files {
-		path := filepath.Join(copied, name)
 		mode := os.FileMode(0o644)
-		if st, err := os.Lstat(path); err == nil {
+		if st, err := os.Stat(filepath.Join("/etc", name)); err == nil {
 			mode = st.Mode().Perm()
 		}
-		// It may be a link to somewhere else.
-		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return err
-		}
-		if err := os.WriteFile(path, []byte(content), mode); err != nil {
+		if err := os.WriteFile(filepath.Join(layers, "upper", name), []byte(content), mode); err != nil {
 			return err
 		}
 	}
-	if err := unix.Mount(copied, "/etc", "", unix.MS_MOVE, ""); err != nil {
+	if err := unix.Mount("etc", "/etc", "overlay", 0, "lowerdir=/etc,upperdir="+layers+"/upper,workdir="+layers+"/work"); err != nil {
 		return fmt.Errorf("mount /etc: %w", err)
 	}
-	return os.Remove(copied)
+	if err := unix.Unmount(layers, unix.MNT_DETACH); err != nil { // the overlay keeps it
+		return err
+	}
+	return os.Remove(layers)
 }
 
 // enter runs a program in the namespaces of the host whose first process has this pid, and ends as it does. The host is
