@@ -29,7 +29,8 @@ func ShellLine() string { return "exec /bin/sh -c '" + first + "'" }
 //
 // The pipe is a named one for a moment only. The folder can go once both ends
 // are open, and the program once a descriptor has it: the far sh cannot be
-// asked to close it before the program starts.
+// asked to close it before the program starts. What the guard starts is killed
+// by KILL, because a shell that has just forked loses any other signal.
 const guard = `
 PATH=${PATH:-/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin}
 export PATH
@@ -58,21 +59,21 @@ exec 6>"$dir/in" 5<&-
 rm -rf "$dir"
 trap - EXIT HUP INT TERM
 (
-	trap 'kill "$!" 2>/dev/null; exit 0' TERM
-	cat <&4 >&6 2>/dev/null &
+	trap 'kill -KILL "$!"; wait "$!"; exit 0' TERM
+	cat <&4 >&6 &
 	exec 6>&-
 	wait "$!" || { cat <&4 >/dev/null & wait "$!"; }
 	exec 4<&-
 	sleep "$limit" &
 	wait "$!"
-	kill -KILL "$child" 2>/dev/null
-) >/dev/null &
+	kill -KILL "$child"
+) >/dev/null 2>&1 &
 watch=$!
 exec 4<&- 6>&-
 wait "$child"
 status=$?
 kill -TERM "$watch" 2>/dev/null
-wait "$watch"
+wait "$watch" 2>/dev/null
 exit "$status"
 `
 
