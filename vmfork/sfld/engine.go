@@ -31,7 +31,6 @@ type Engine struct {
 	pauses metrics.Histogram // of forks
 
 	local *carrier.Carrier // this host, which the first VM is on
-	mesh  *mesh            // connects the hosts, nil while there is one
 
 	gateway netip.Addr // out of the private network, invalid if there is no way
 
@@ -42,7 +41,8 @@ type Engine struct {
 	background sync.WaitGroup // what goes on beside the calls, until ctx ends
 
 	mu          sync.Mutex // guards all below, and what says so in machines, grants and generations
-	hosts       []*site    // by number; hosts that carry clones have slots
+	mesh        *mesh      // connects the hosts, nil while there is one
+	hosts       []*site    // by number
 	taken       map[int]bool
 	warm        map[int]*warmed // by member
 	machines    map[int]*machine
@@ -183,8 +183,8 @@ func (e *Engine) Close() error {
 	e.shares = nil
 	e.mu.Unlock()
 	var errs []error
-	if e.mesh != nil {
-		e.mesh.Close() // and with their link other hosts end what they carry
+	if m := e.connected(); m != nil {
+		m.Close() // and with their link other hosts end what they carry
 	}
 	var wg sync.WaitGroup
 	for _, m := range machines {

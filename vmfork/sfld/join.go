@@ -51,6 +51,9 @@ type KeyReply struct{ Fingerprint link.Fingerprint }
 // after Join, and before the first ticket.
 func (s *service) OpenWay(way network.Way, _ *int) error {
 	e := s.e
+	if m := e.connected(); m != nil {
+		way.Hosts = m.addresses
+	}
 	if err := e.local.Network().OpenWay(e.ctx, way); err != nil {
 		return err
 	}
@@ -61,7 +64,15 @@ func (s *service) OpenWay(way network.Way, _ *int) error {
 // mesh is the coordinator's end of the job's connections.
 type mesh struct {
 	*carrier.Mesh
-	mtu int // of the private network
+	mtu       int          // of the private network
+	addresses []netip.Addr // all that the other hosts have
+}
+
+// connected is the mesh, nil while there is one host.
+func (e *Engine) connected() *mesh {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.mesh
 }
 
 // vxlanPort is the UDP port of the private network between hosts. It is not
@@ -91,7 +102,7 @@ func (s *service) Join(args JoinArgs, _ *int) error {
 	if err != nil {
 		return err
 	}
-	if e.mesh != nil {
+	if e.connected() != nil {
 		return errors.New("the job's hosts are joined once")
 	}
 	e.hosts[0].carries, e.hosts[0].slots, e.hosts[0].last = args.Here, args.Slots, !args.First
@@ -134,7 +145,15 @@ func (s *service) Join(args JoinArgs, _ *int) error {
 	if err := e.local.JoinMesh(e.ctx, m.Mesh, how); err != nil {
 		return err
 	}
-	e.mesh, m.mtu = m, how.MTU
+	m.mtu = how.MTU
+	for _, h := range args.Hosts {
+		for _, a := range h.Addresses {
+			m.addresses = append(m.addresses, a.Addr())
+		}
+	}
+	e.mu.Lock()
+	e.mesh = m
+	e.mu.Unlock()
 	return e.connect(s.ctx, args, peers, how)
 }
 

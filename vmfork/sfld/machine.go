@@ -94,8 +94,8 @@ func (e *Engine) identity(m *machine, fork agent.Fork) agent.Identity {
 		Session:   session, Fork: fork,
 	}
 	id.Network.Gateway = e.gateway
-	if e.mesh != nil {
-		id.Network.MTU = e.mesh.mtu
+	if m := e.connected(); m != nil {
+		id.Network.MTU = m.mtu
 	}
 	return id
 }

@@ -24,6 +24,7 @@ type report struct {
 
 // State implements [metrics.Source]. A host that does not answer is told as one.
 func (e *Engine) State(ctx context.Context) (metrics.State, error) {
+	mesh := e.connected()
 	e.mu.Lock()
 	hosts := e.hosts
 	state := metrics.State{
@@ -63,8 +64,8 @@ func (e *Engine) State(ctx context.Context) (metrics.State, error) {
 		if remote, ok := s.Host.(*carrier.Remote); ok {
 			h.Trip = metrics.Seconds(remote.Trip())
 		}
-		if e.mesh != nil {
-			h.Address = e.mesh.Hosts()[i].Address
+		if mesh != nil && i < len(mesh.Hosts()) {
+			h.Address = mesh.Hosts()[i].Address
 		}
 		state.Hosts = append(state.Hosts, h)
 		for n := range state.Machines {
