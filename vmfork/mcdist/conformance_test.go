@@ -220,3 +220,49 @@ func TestModeText(t *testing.T) {
 		t.Errorf("anycast: %v", err)
 	}
 }
+
+// TestManyHosts has as many hosts as a large job, and all of them want everything at once.
+func TestManyHosts(t *testing.T) {
+	inEachMode(t, 24, func(t *testing.T, c *cluster) {
+		const blocks = 500
+		m := newMemory(blocks)
+		id := c.serve(0, m)
+		fetches, copies := c.everyone(id, m)
+		object, data := testID(), newMemory(50).data
+		var to []int
+		for host := 1; host < 24; host++ {
+			to = append(to, host)
+		}
+		if err := c.nodes[0].Publish(object, data, to); err != nil {
+			t.Fatal(err)
+		}
+		var wg sync.WaitGroup
+		for i, f := range fetches {
+			wg.Go(func() {
+				got, err := c.nodes[i+1].Receive(within(t), 0, object)
+				if err != nil || !bytes.Equal(got, data) {
+					t.Errorf("host %d received %d bytes, %v", i+1, len(got), err)
+				}
+				if err := f.Prefetch(within(t), blocksFrom(0, blocks)); err != nil {
+					t.Error(err)
+				}
+			})
+			wg.Go(func() {
+				for b := int64(0); b < blocks; b += 50 {
+					if err := f.Bring(within(t), b, 8); err != nil {
+						t.Error(err)
+					}
+				}
+			})
+		}
+		wg.Wait()
+		for _, s := range copies {
+			s.has(0, blocks)
+		}
+		sent := int64(0)
+		for _, flow := range c.nodes[0].Counters().Sent {
+			sent += flow.Total().Bytes
+		}
+		t.Logf("the origin sent %.1f MB for %.1f MB", float64(sent)/1e6, float64((blocks+50)*4096)/1e6)
+	})
+}

@@ -45,7 +45,11 @@ func (in *inbound) enter(number uint32, k key, spans []span, relay bool) error {
 		return nil
 	}
 	// A relay may be asked before it is told what to fetch.
+	if in.early.Add(1) > maxFeeds {
+		return fmt.Errorf("%w: more than %d requests to a relay that has nothing", errFrame, maxFeeds)
+	}
 	if !in.node.start(func() {
+		defer in.early.Add(-1)
 		for end := time.Now().Add(relayWait); time.Now().Before(end) && in.node.ctx.Err() == nil; time.Sleep(5 * time.Millisecond) {
 			if fd := in.find(number, k); fd != nil {
 				in.begin(fd, spans)

@@ -244,6 +244,9 @@ func (f *Fetch) arrive(p []byte, first int64, way Way, kind int) error {
 	for b := first; b < first+n; b++ {
 		if !f.have.Test(uint(b)) {
 			runs = extend(runs, b)
+			if way == ByMulticast && f.calls[b] != nil {
+				kind = urgent // packets do not tell what they were sent for
+			}
 		}
 	}
 	f.mu.Unlock()

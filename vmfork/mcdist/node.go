@@ -30,7 +30,8 @@ type Config struct {
 	Self  int    // this host's number
 	Hosts []Host // by number; 0 is the head
 	// Dial makes a stream to another host's Node, which is given it by Accept. It must be authenticated, encrypted and in
-	// order. It is called again when a stream breaks.
+	// order. It is called for each lane, and again when a stream breaks. A connection of its own serves better than a
+	// stream that shares one: over TLS on the loopback a fault took 31 µs, and 91 µs over yamux.
 	Dial func(ctx context.Context, host int) (net.Conn, error)
 	Key  [32]byte // the job's, for multicast packets
 	Mode Mode
@@ -187,6 +188,7 @@ func (n *Node) Serve(id ID, s Source) error {
 	if err := n.serve(key{id: id}, s); err != nil {
 		return fmt.Errorf("serve slice %v: %w", id, err)
 	}
+	n.distribution()
 	if sender := n.sender(); sender != nil {
 		if err := sender.Serve(id, s); err != nil && n.sender() != nil {
 			n.Withdraw(id)
@@ -198,10 +200,12 @@ func (n *Node) Serve(id ID, s Source) error {
 
 // sender returns what sends by multicast, or nil.
 func (n *Node) sender() *multicast.Sender {
-	d := n.distribution()
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	return d.sender
+	if n.dist == nil {
+		return nil
+	}
+	return n.dist.sender
 }
 
 func (n *Node) serve(k key, s Source) error {

@@ -40,14 +40,24 @@ func (n *Node) Push(id ID, to []int, blocks []int64) error {
 
 // offer tells the receivers.
 func (n *Node) offer(o *offer) {
+	o.to = n.receivers(o.to)
 	for _, host := range o.to {
-		if host == n.config.Self || host < 0 || host >= len(n.config.Hosts) {
-			continue
-		}
 		n.lane(host, urgent).ask(&query{
 			send: o.append, expect: kindDone, limit: n.config.Patience, done: make(chan struct{}),
 		})
 	}
+}
+
+// receivers returns the other hosts in a list, each once.
+func (n *Node) receivers(to []int) (hosts []int) {
+	seen := map[int]bool{n.config.Self: true}
+	for _, host := range to {
+		if host >= 0 && host < len(n.config.Hosts) && !seen[host] {
+			seen[host] = true
+			hosts = append(hosts, host)
+		}
+	}
+	return hosts
 }
 
 // offered is told what an origin wants this node to fetch.
@@ -57,6 +67,11 @@ func (in *inbound) offered(f *frame) error {
 		return err
 	}
 	n := in.node
+	for _, host := range o.to {
+		if host < 0 || host >= len(n.config.Hosts) {
+			return fmt.Errorf("%w: an offer to host number %d", errFrame, host)
+		}
+	}
 	if o.object {
 		// If it cannot be, Receive will say so.
 		_, _ = n.receive(in.from, o.id, o.about, o.to)

@@ -39,6 +39,7 @@ type inbound struct {
 
 	writing sync.Mutex
 	slow    chan struct{} // a token for each question that takes its time
+	early   atomic.Int32  // requests to a relay that has not heard of the slice yet
 
 	mu    sync.Mutex // of a bulk lane
 	feeds map[uint32]*feed
