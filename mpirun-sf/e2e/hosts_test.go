@@ -143,38 +143,34 @@ nft list tables
 	return all
 }
 
-// settles waits until every host that lives has what it had at first, no more.
+// settles waits until no host that lives has anything that it had not at first.
 func (f *farm) settles(t *testing.T) {
 	t.Helper()
 	for n := range f.Hosts() {
-		var now string
 		for deadline := time.Now().Add(15 * time.Second); ; time.Sleep(50 * time.Millisecond) {
-			if now = f.has(n); now == f.before[n] || now == "" {
+			left := newLines(f.before[n], f.has(n))
+			if len(left) == 0 {
 				break
 			}
 			if time.Now().After(deadline) {
-				t.Errorf("left on host%d:\n%s", n, newLines(f.before[n], now))
+				t.Errorf("left on host%d:\n\t%s", n, strings.Join(left, "\n\t"))
 				break
 			}
 		}
 	}
 }
 
-// newLines are those that were not there before; it tells of those that have gone, too.
-func newLines(before, now string) string {
+// newLines are those that were not there before.
+func newLines(before, now string) (out []string) {
 	old := strings.Split(before, "\n")
-	var out []string
-	for _, line := range strings.Split(now, "\n") {
+	for line := range strings.SplitSeq(strings.TrimSpace(now), "\n") {
 		if i := slices.Index(old, line); i >= 0 {
 			old = slices.Delete(old, i, i+1)
-			continue
+		} else if line != "" {
+			out = append(out, line)
 		}
-		out = append(out, line)
 	}
-	for _, line := range old {
-		out = append(out, "(gone) "+line)
-	}
-	return strings.Join(out, "\n")
+	return out
 }
 
 // over are a job's options for the hosts of the farm, so many of the first: each
