@@ -297,6 +297,41 @@ func TestSocketsThatWereLeft(t *testing.T) {
 	}
 }
 
+func TestCleaning(t *testing.T) {
+	dir := t.TempDir()
+	if err := Clean(filepath.Join(dir, "none")); err != nil {
+		t.Error(err)
+	}
+	long := time.Now().Add(-time.Hour)
+	for _, name := range []string{"dead.sock", ".dying.sock", ".born.sock", "other"} {
+		l, err := net.Listen("unix", filepath.Join(dir, name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		l.(*net.UnixListener).SetUnlinkOnClose(false)
+		l.Close()
+	}
+	if err := os.Chtimes(filepath.Join(dir, ".dying.sock"), long, long); err != nil {
+		t.Fatal(err)
+	}
+	end, err := Publish(t.Context(), dir, "alive", fixed(sample()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer end()
+	if err := Clean(dir); err != nil {
+		t.Error(err)
+	}
+	var left []string
+	entries, _ := os.ReadDir(dir)
+	for _, e := range entries {
+		left = append(left, e.Name())
+	}
+	if want := []string{".born.sock", "alive.sock", "other"}; !reflect.DeepEqual(left, want) {
+		t.Errorf("left are %v, want %v", left, want)
+	}
+}
+
 func TestAnswersThatAreNone(t *testing.T) {
 	dir := t.TempDir()
 	l, err := listen(filepath.Join(dir, "odd.sock"))

@@ -39,6 +39,9 @@ func Publish(ctx context.Context, dir, job string, s Source) (close func(), err 
 	if err := Clean(dir); err != nil {
 		return nil, fmt.Errorf("publish the job's state: %w", err)
 	}
+	if err := Clean(dir); err != nil {
+		return nil, fmt.Errorf("publish the job's state: %w", err)
+	}
 	end, err := ServeUnix(filepath.Join(dir, job+suffix), jobHandler(s))
 	if err != nil {
 		return nil, fmt.Errorf("publish the job's state: %w", err)
@@ -49,8 +52,22 @@ func Publish(ctx context.Context, dir, job string, s Source) (close func(), err 
 
 // Clean removes the sockets in dir that killed jobs have left.
 func Clean(dir string) error {
-	paths, err := filepath.Glob(filepath.Join(dir, "*"+suffix))
-	for _, path := range paths {
+	entries, err := os.ReadDir(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("remove what jobs left: %w", err)
+	}
+	for _, e := range entries {
+		if e.Type() != fs.ModeSocket || !strings.HasSuffix(e.Name(), suffix) {
+			continue
+		}
+		// One that has not its name yet may be about to be listened on.
+		if st, err := e.Info(); err != nil || strings.HasPrefix(e.Name(), ".") && time.Since(st.ModTime()) < time.Minute {
+			continue
+		}
+		path := filepath.Join(dir, e.Name())
 		conn, err := net.DialTimeout("unix", path, answerLimit)
 		if err == nil {
 			conn.Close()
@@ -58,7 +75,7 @@ func Clean(dir string) error {
 			os.Remove(path)
 		}
 	}
-	return err
+	return nil
 }
 
 // ServeUnix serves HTTP on a socket that only root may connect to, until close
