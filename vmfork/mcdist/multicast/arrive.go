@@ -137,7 +137,7 @@ func (f *Fetch) data(m []byte, multicast bool, at, now time.Time) error {
 			f.kicked() // whoever reports has been resting
 		}
 		f.active = now
-		f.delay.measure(microseconds(at)-d.stamp, now)
+		f.delay.measure(d.stamp, at, now)
 		if d.flags&flagUrgent == 0 {
 			f.behind = later(f.behind, d.batch)
 		}
@@ -158,16 +158,23 @@ func (f *Fetch) data(m []byte, multicast bool, at, now time.Time) error {
 		}
 		f.coming[d.batch] = a
 	}
+	if a.whole {
+		f.mu.Unlock()
+		return nil
+	}
 	complete, err := a.add(&d)
 	a.last = int64(now.Sub(f.begun))
-	if complete {
-		delete(f.coming, d.batch)
-	}
+	a.whole = complete // it stays in the map until its blocks are known to be here, or they would be asked for again
 	f.mu.Unlock()
 	if err != nil || !complete {
 		return err
 	}
 	err = f.complete(a)
+	f.mu.Lock()
+	if f.coming[d.batch] == a {
+		delete(f.coming, d.batch)
+	}
+	f.mu.Unlock()
 	a.free()
 	if err != nil {
 		f.end(err)
@@ -190,12 +197,14 @@ func (f *Fetch) lacks(runs []run) bool {
 func (f *Fetch) dropOldest() {
 	var oldest *assembly
 	for _, a := range f.coming {
-		if oldest == nil || a.last < oldest.last {
+		if !a.whole && (oldest == nil || a.last < oldest.last) {
 			oldest = a
 		}
 	}
-	delete(f.coming, oldest.number)
-	oldest.free()
+	if oldest != nil {
+		delete(f.coming, oldest.number)
+		oldest.free()
+	}
 }
 
 // complete gives the blocks of a batch to the sink.

@@ -101,6 +101,7 @@ type assembly struct {
 	rows    []int
 	parity  [][]byte
 
+	whole bool  // it is being given to the sink: nobody else may touch it
 	last  int64 // when the last of it came, ns since the fetch began
 	asked int64 // when it was last said to be short; 0 if never
 }

@@ -148,7 +148,7 @@ func (f *Fetch) Bring(ctx context.Context, first, n int64) error {
 		f.mu.Lock()
 		missing := f.have.missing(first, n)
 		arriving := attempt == 0 && f.arriving(missing)
-		deaf := f.heard.IsZero()
+		deaf, seen := f.heard.IsZero(), f.report.seen
 		moved := f.watch()
 		f.mu.Unlock()
 		if len(missing) == 0 {
@@ -169,9 +169,9 @@ func (f *Fetch) Bring(ctx context.Context, first, n int64) error {
 				continue
 			}
 			if deaf {
-				f.want(missing, true, attempt+1) // is answered by unicast
+				f.want(missing, true, attempt+1, seen) // is answered by unicast
 			} else {
-				f.want(missing, true, attempt)
+				f.want(missing, true, attempt, seen)
 			}
 			timer.Reset(f.origin.patience(attempt))
 			attempt++
@@ -367,26 +367,20 @@ func (p *prefetch) look() {
 }
 
 // ask asks for what was added since.
-func (p *prefetch) ask() {
-	var runs []run
-	p.fetch.mu.Lock()
-	p.idle = p.fetch.idle
-	for _, b := range p.waits[p.asked:] {
-		runs = extend(runs, b)
-	}
-	p.fetch.mu.Unlock()
-	p.asked = len(p.waits)
-	p.again = time.Now()
-	p.fetch.want(runs, false, 0)
-}
+func (p *prefetch) ask() { p.askFor(p.asked) }
 
-// askAgain asks for what nothing has come of: the request or all of a batch may be lost.
-func (p *prefetch) askAgain(attempt int) {
-	p.fetch.mu.Lock()
-	p.look()
-	p.idle = p.fetch.idle
+// askAgain asks for all that has not come: the request, or all of a batch, may be lost. It never insists, as Bring does:
+// on a host that is busy silence means little, and beacons show soon enough what was sent.
+func (p *prefetch) askAgain() { p.askFor(0) }
+
+// askFor asks for what is waited for, from one place in the list on, but for blocks of batches of which something has
+// come: those are repaired. It would seem to the origin as if they had been lost.
+func (p *prefetch) askFor(from int) {
+	f := p.fetch
+	f.mu.Lock()
+	p.idle = f.idle
 	covered := make(map[int64]bool)
-	for _, a := range p.fetch.coming {
+	for _, a := range f.coming {
 		for _, r := range a.runs {
 			for b := r.first; b < r.first+r.n; b++ {
 				covered[b] = true
@@ -394,20 +388,22 @@ func (p *prefetch) askAgain(attempt int) {
 		}
 	}
 	var runs []run
-	for _, b := range p.waits {
-		if !covered[b] {
+	for _, b := range p.waits[from:] {
+		if !covered[b] && !f.have.has(b) {
 			runs = extend(runs, b)
 		}
 	}
-	p.fetch.mu.Unlock()
+	seen := f.report.seen
+	f.mu.Unlock()
+	p.asked = len(p.waits)
 	p.again = time.Now()
-	p.fetch.want(runs, false, attempt)
+	f.want(runs, false, 0, seen)
 }
 
 const (
-	// askAgainAfter is how long a prefetch trusts that its requests were heard while other data comes, and
-	// askAgainQuiet when nothing comes at all.
-	askAgainAfter = time.Second
+	// askAgainAfter is how often a prefetch asks for what nothing has come of, while other data comes, and askAgainQuiet
+	// after how long when nothing comes at all. What is queued or on its way is not sent twice because of it.
+	askAgainAfter = 200 * time.Millisecond
 	askAgainQuiet = 150 * time.Millisecond
 )
 
@@ -428,9 +424,10 @@ func (p *prefetch) wait(most int) error {
 			return nil
 		}
 		now := time.Now()
-		if idle && now.Sub(p.again) >= f.origin.patience(0)/2 {
-			// The end-game: the origin has nothing left to send, so what is not here must be asked for.
-			p.askAgain(0)
+		if idle && now.Sub(p.again) >= f.origin.patience(0)/2 || now.Sub(p.again) >= askAgainAfter {
+			// The end-game: the origin has nothing left to send, so what is not here must be asked for. Also before that,
+			// from time to time: of a batch that was lost whole nobody knows.
+			p.askAgain()
 		}
 		p.timer.Reset(askAgainQuiet << min(quiet, 2))
 		select {
@@ -440,13 +437,9 @@ func (p *prefetch) wait(most int) error {
 				f.end(err)
 				return err
 			}
-			now := time.Now()
-			switch {
-			case now.Sub(active) >= askAgainQuiet && now.Sub(p.again) >= askAgainQuiet<<min(quiet, 2):
+			if now := time.Now(); now.Sub(active) >= askAgainQuiet {
 				quiet++
-				p.askAgain(1)
-			case now.Sub(p.again) >= askAgainAfter:
-				p.askAgain(0)
+				p.askAgain()
 			}
 		case <-f.done:
 			return f.Err()
@@ -456,11 +449,8 @@ func (p *prefetch) wait(most int) error {
 	}
 }
 
-// want sends requests for blocks.
-func (f *Fetch) want(runs []run, urgent bool, attempt int) {
-	f.mu.Lock()
-	seen := f.report.seen
-	f.mu.Unlock()
+// want sends requests for blocks; seen is from when it was found that they are not here.
+func (f *Fetch) want(runs []run, urgent bool, attempt int, seen uint64) {
 	f.receiver.tally.requests.Add(uint64(count(runs)))
 	room := f.receiver.room - overhead - wantHeader - maxRun
 	for len(runs) > 0 {
@@ -536,7 +526,9 @@ func (f *Fetch) Close() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	for _, a := range f.coming {
-		a.free()
+		if !a.whole {
+			a.free()
+		}
 	}
 	f.coming = make(map[uint32]*assembly)
 }

@@ -28,7 +28,7 @@ func FuzzMessage(f *testing.F) {
 	f.Add(append([]byte{byte(messageLeave)}, id[:]...))
 	f.Add(appendWant(nil, id, want{true, 0, 9, encodeRuns([]run{{3, 4}, {1, 1}})}))
 	f.Add(appendWant(nil, id, want{false, 1, 9, encodeRuns([]run{{0, 64}})}))
-	f.Add(appendReport(nil, id, &report{flagPong, 1, 2, 3, 4, 5, []nak{{3, 2}, {4, 255}}}))
+	f.Add(appendReport(nil, id, &report{flagPong, 1, 2, 3, 4, 5, 6, []nak{{3, 2}, {4, 255}}}))
 	f.Fuzz(func(t *testing.T, p []byte) {
 		if len(p) > 1400 {
 			return

@@ -57,6 +57,9 @@ const (
 	// maxQueue is by how much packets may come later than the fastest before the rate counts as too high. Less than this
 	// cannot be told from a receiver that was not scheduled.
 	maxQueue = 0.012
+	// maxLag is how many bytes may wait in a receiver's socket: a part of its buffer, for it may not be scheduled for some
+	// time. How long they wait is no sign by itself: on a busy host that may be 20 ms although it follows easily.
+	maxLag = receiveBuffer / 8
 	// catchUp is how much sending may be made up for when the sender was not scheduled.
 	catchUp = 6 * time.Millisecond
 	// wireHeaders are Ethernet's, IP's and UDP's.
@@ -156,7 +159,8 @@ func (p *pace) reported(f *flow, r *report, sent uint64, now time.Time) {
 	f.recent += (loss - f.recent) * 0.3
 	f.usual += (loss - f.usual) * 0.1
 	f.queue = float64(r.queue) / 1e6
-	f.choked = f.queue > maxQueue || f.recent > f.base*1.5+0.04
+	lag := float64(r.lag) / 1e6
+	f.choked = f.queue > maxQueue || f.recent > f.base*1.5+0.04 || lag*sending > maxLag
 	if p.probing && f.queue > maxQueue/4 && rate < 0.8*sending {
 		// A queue has only begun to grow, but it will grow fast, for the rate was just raised by half.
 		f.choked, f.rate = true, rate
@@ -225,6 +229,12 @@ func (p *pace) decide(now time.Time) {
 		// By no more than half at once: a host that was not scheduled for some time reports a rate that is too low.
 		target := max(rates[len(rates)/4]*0.92, p.limit/2, minRate)
 		p.limit = min(p.limit, target)
+		p.probing, p.cut = false, now
+		return
+	}
+	if len(choked) > 0 {
+		// Few, and others each time perhaps. One that never follows will not count for long.
+		p.limit = max(p.limit*0.95, minRate)
 		p.probing, p.cut = false, now
 		return
 	}

@@ -215,7 +215,8 @@ type report struct {
 	seen    uint64 // as in want
 	packets uint64 // that have come from the group
 	bytes   uint64
-	queue   uint32 // µs by which packets came later than the fastest did
+	queue   uint32 // µs by which packets came to the host later than the fastest did
+	lag     uint32 // µs for which they waited there to be looked at
 	naks    []nak
 }
 
@@ -225,7 +226,7 @@ type nak struct {
 	short byte
 }
 
-const reportHeader = 17 + 33
+const reportHeader = 17 + 37
 
 func appendReport(p []byte, id ID, r *report) []byte {
 	p = append(append(p, byte(messageReport)), id[:]...)
@@ -235,6 +236,7 @@ func appendReport(p []byte, id ID, r *report) []byte {
 	p = binary.BigEndian.AppendUint64(p, r.packets)
 	p = binary.BigEndian.AppendUint64(p, r.bytes)
 	p = binary.BigEndian.AppendUint32(p, r.queue)
+	p = binary.BigEndian.AppendUint32(p, r.lag)
 	for _, n := range r.naks {
 		p = append(binary.BigEndian.AppendUint32(p, n.batch), n.short)
 	}
@@ -249,6 +251,7 @@ func parseReport(p []byte) (r report, err error) {
 		flags: p[17], stamp: binary.BigEndian.Uint32(p[18:]),
 		seen: binary.BigEndian.Uint64(p[22:]), packets: binary.BigEndian.Uint64(p[30:]),
 		bytes: binary.BigEndian.Uint64(p[38:]), queue: binary.BigEndian.Uint32(p[46:]),
+		lag: binary.BigEndian.Uint32(p[50:]),
 	}
 	for p = p[reportHeader:]; len(p) > 0; p = p[5:] {
 		r.naks = append(r.naks, nak{binary.BigEndian.Uint32(p), p[4]})

@@ -55,9 +55,12 @@ func (f *Fetch) makeReport(now time.Time) (r report, busy bool) {
 	defer f.mu.Unlock()
 	r = f.report
 	r.stamp = microseconds(now)
-	r.queue = f.delay.take()
+	r.queue, r.lag = f.delay.take()
 	since := int64(now.Sub(f.begun))
 	for number, a := range f.coming {
+		if a.whole {
+			continue
+		}
 		quiet := time.Duration(since - a.last)
 		if !f.waitsFor(a.runs) {
 			if quiet > forgetAfter {
@@ -97,19 +100,21 @@ func (f *Fetch) waitsFor(runs []run) bool {
 	return false
 }
 
-// delay measures by how much packets come later than the fastest. Clocks of two hosts differ, so only differences
-// count; they drift, so the fastest is forgotten after some time. It has no lock.
+// delay measures by how much packets come later than the fastest, and how long they wait in the socket. Clocks of two
+// hosts differ, so only differences count; they drift, so the fastest is forgotten after some time. It has no lock.
 type delay struct {
 	fastest, next uint32 // of this period, and of the one that begins with it
 	since         time.Time
-	least         uint32 // since the last report
+	queue, lag    uint32 // the least since the last report
 	any           bool
 }
 
 // fastestFor is how long the fastest packet counts. Two clocks drift by 100 µs in one second at most.
 const fastestFor = 10 * time.Second
 
-func (d *delay) measure(late uint32, now time.Time) {
+// measure takes a packet that was sealed at stamp, and came to the host at a time that is not later than now.
+func (d *delay) measure(stamp uint32, at, now time.Time) {
+	late := microseconds(at) - stamp
 	switch {
 	case d.since.IsZero():
 		d.fastest, d.next, d.since = late, late, now
@@ -122,16 +127,18 @@ func (d *delay) measure(late uint32, now time.Time) {
 	if int32(late-d.fastest) < 0 {
 		d.fastest = late
 	}
-	if behind := late - d.fastest; !d.any || behind < d.least {
-		d.least, d.any = behind, true
+	queue, lag := late-d.fastest, uint32(max(0, now.Sub(at).Microseconds()))
+	if !d.any {
+		d.queue, d.lag, d.any = queue, lag, true
 	}
+	d.queue, d.lag = min(d.queue, queue), min(d.lag, lag)
 }
 
-// take returns by how much the fastest packet since the last call was late, µs.
-func (d *delay) take() uint32 {
+// take returns the least by which packets since the last call were late, and for which they waited, µs.
+func (d *delay) take() (queue, lag uint32) {
 	if !d.any {
-		return 0
+		return 0, 0
 	}
 	d.any = false
-	return min(d.least, math.MaxInt32)
+	return min(d.queue, math.MaxInt32), min(d.lag, math.MaxInt32)
 }

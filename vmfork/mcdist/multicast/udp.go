@@ -19,8 +19,8 @@ import (
 type udp struct{}
 
 const (
-	// receiveBuffer has to take what comes while a receiver is not scheduled: 30 ms at 1 Gbit/s.
-	receiveBuffer = 4 << 20
+	// receiveBuffer has to take what comes while a receiver is not scheduled: 60 ms at 1 Gbit/s.
+	receiveBuffer = 8 << 20
 	sendBuffer    = 1 << 20
 	// maxSegments is how many packets are given to the kernel at once (UDP_SEGMENT): it takes at most 64.
 	maxSegments = 48
