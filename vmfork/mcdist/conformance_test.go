@@ -100,14 +100,14 @@ func TestAnObjectReachesAll(t *testing.T) {
 
 func TestACutOfManyIsSurvived(t *testing.T) {
 	inEachMode(t, 4, func(t *testing.T, c *cluster) {
-		m := newMemory(6000)
+		m := newMemory(3000)
 		id := c.serve(0, m)
 		fetches, copies := c.everyone(id, m)
 		ctx := within(t)
 		var wg sync.WaitGroup
 		for _, f := range fetches {
 			wg.Go(func() {
-				if err := f.Prefetch(ctx, blocksFrom(0, 6000)); err != nil {
+				if err := f.Prefetch(ctx, blocksFrom(0, 3000)); err != nil {
 					t.Error(err)
 				}
 			})
@@ -117,7 +117,7 @@ func TestACutOfManyIsSurvived(t *testing.T) {
 		c.sever(1, 3)
 		for k := range int64(10) {
 			wg.Go(func() {
-				if err := fetches[2].Bring(ctx, k*501, 8); err != nil {
+				if err := fetches[2].Bring(ctx, k*251, 8); err != nil {
 					t.Error(err)
 				}
 			})
@@ -127,7 +127,7 @@ func TestACutOfManyIsSurvived(t *testing.T) {
 		c.heal(1, 3)
 		wg.Wait()
 		for _, s := range copies {
-			s.has(0, 6000)
+			s.has(0, 3000)
 		}
 	})
 }

@@ -12,17 +12,17 @@ import (
 
 func TestACutIsSurvived(t *testing.T) {
 	c := newCluster(t, 2, nil)
-	m := newMemory(20000)
+	m := newMemory(8000)
 	f, to := c.open(1, 0, c.serve(0, m), m)
 	ctx := within(t)
 	done := make(chan error, 1)
-	go func() { done <- f.Prefetch(ctx, blocksFrom(0, 20000)) }()
+	go func() { done <- f.Prefetch(ctx, blocksFrom(0, 8000)) }()
 	eventually(t, "bulk comes", func() bool { return to.count() > 10 })
 	c.sever(0, 1)
 	var wg sync.WaitGroup
 	for i := range 8 {
 		wg.Go(func() {
-			if err := f.Bring(ctx, 19000+int64(i), 1); err != nil {
+			if err := f.Bring(ctx, 7900+int64(i), 1); err != nil {
 				t.Error(err)
 			}
 		})
@@ -33,7 +33,7 @@ func TestACutIsSurvived(t *testing.T) {
 	if err := <-done; err != nil {
 		t.Fatal(err)
 	}
-	to.has(0, 20000)
+	to.has(0, 8000)
 	if c.nodes[1].Counters().Redials == 0 {
 		t.Error("no connection was made again")
 	}
@@ -84,6 +84,10 @@ func TestAnOriginThatEndsSaysSo(t *testing.T) {
 	c.nodes[0].Close()
 	var refused *RefusedError
 	if err := <-done; err != nil && !errors.As(err, &refused) {
+		t.Errorf("Bring: %v", err)
+	}
+	// It says so to those who come later, too.
+	if err := f.Bring(within(t), 5, 1); !errors.As(err, &refused) {
 		t.Errorf("Bring: %v", err)
 	}
 }

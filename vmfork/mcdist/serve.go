@@ -60,7 +60,7 @@ func (n *Node) Accept(conn net.Conn, from int) {
 	n.mu.Lock()
 	if n.closed {
 		n.mu.Unlock()
-		conn.Close()
+		go in.bye()
 		return
 	}
 	if in.packer = n.packers[from]; in.packer == nil {

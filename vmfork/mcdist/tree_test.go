@@ -159,19 +159,19 @@ func TestARelayThatIsGone(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			c, to := treeCluster(t, 4)
-			m := newMemory(20000)
+			m := newMemory(8000)
 			id := c.serve(0, m)
 			_, one := c.open(1, 0, id, m)
 			_, two := c.open(2, 0, id, m)
 			_, three := c.open(3, 0, id, m)
-			if err := c.nodes[0].Push(id, to, slices.Collect(blocksFrom(0, 20000))); err != nil {
+			if err := c.nodes[0].Push(id, to, slices.Collect(blocksFrom(0, 8000))); err != nil {
 				t.Fatal(err)
 			}
 			eventually(t, "the relay relays", func() bool { return three.count() > 100 })
 			end(c)
-			eventually(t, "the others have everything", func() bool { return two.count() == 20000 && three.count() == 20000 })
-			three.has(0, 20000)
-			if one.count() == 20000 {
+			eventually(t, "the others have everything", func() bool { return two.count() == 8000 && three.count() == 8000 })
+			three.has(0, 8000)
+			if one.count() == 8000 {
 				t.Log("the relay had everything before it was gone")
 			}
 		})
