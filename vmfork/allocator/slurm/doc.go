@@ -6,8 +6,8 @@
 //  1. Inside salloc or sbatch, [Detect] reads the job's environment (hosts.go,
 //     nodelist.go): hosts, tasks, CPUs and memory of each.
 //  2. Outside, [Allocate] runs salloc, with the user's options, and waits. What
-//     salloc runs is a small holder: it tells the job's environment, waits for
-//     the end of its input, and cancels the job (hold.go).
+//     salloc runs is a small holder: it tells the job's environment, and holds
+//     the job until the end of its input (hold.go).
 //  3. Start makes a job step on one host with srun, whose standard input and
 //     output are the stream to the daemon (srun.go; the rest is package step).
 //  4. Close ends the steps, and an allocation of our own.
@@ -31,9 +31,10 @@
 // # What dies when
 //
 // An allocation of our own ends with the launcher, even one killed by SIGKILL:
-// the holder's input ends, and it cancels the job. While salloc still waits in
-// the queue there is no holder yet; then the kernel ends salloc (SIGTERM), which
-// withdraws its request. Only if launcher and salloc are both killed while the
+// the holder's input ends, so salloc ends; and if salloc has been killed, the
+// holder cancels the job. While salloc still waits in the queue there is no
+// holder yet; then the kernel ends salloc (SIGTERM), which withdraws its
+// request. Only if launcher and salloc are both killed while the
 // request waits does Slurm find out by itself (InactiveLimit), and if holder,
 // salloc and launcher are all killed.
 //

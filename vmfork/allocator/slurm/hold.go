@@ -40,9 +40,9 @@ const (
 )
 
 // holding is what salloc runs: it tells its environment, and holds the
-// allocation until its input ends. It cancels the job itself, since salloc may
-// be dead by then.
-const holding = `env -0; printf "%s\0" "$1"; cat >/dev/null; exec scancel --quiet "$SLURM_JOB_ID"`
+// allocation until its input ends. Then salloc gives it back, and if salloc is
+// dead the holder does.
+const holding = `env -0; printf "%s\0" "$1"; cat >/dev/null; kill -0 "$PPID" || exec scancel --quiet "$SLURM_JOB_ID"`
 
 // Allocate asks Slurm for hosts and waits until it has them, or ctx ends. Close
 // of the result gives them back.

@@ -12,10 +12,10 @@ import (
 
 // Limits of what is read, beyond what anybody has.
 const (
-	maxHosts = 65533 // of a job; Slurm's own limit
-	maxCount = 65535 // tasks or CPUs of a host
-	maxName  = 255   // bytes of a host's name
-	maxMega  = 1 << 40
+	maxHosts = 65533   // of a job; Slurm's own limit
+	maxCount = 65535   // tasks or CPUs of a host
+	maxName  = 255     // bytes of a host's name
+	maxMega  = 1 << 26 // MB of a host or CPU: so many CPUs times that is no overflow
 )
 
 // job is what the environment of a Slurm job tells.

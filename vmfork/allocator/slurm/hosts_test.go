@@ -148,6 +148,35 @@ func TestCommandEnvironment(t *testing.T) {
 	}
 }
 
+func TestParseMemory(t *testing.T) {
+	for job, want := range map[string][2]int64{
+		"JobId=1 MinCPUsNode=1 MinMemoryNode=2G MinTmpDiskNode=0": {2 << 30, 0},
+		"MinMemoryCPU=100M":       {0, 100 << 20},
+		"MinMemoryCPU=1.50G":      {0, 3 << 29},
+		"MinMemoryNode=0":         {},
+		"MinMemoryNode=":          {},
+		"MinMemoryNode=1.x2G":     {},
+		"MinMemoryNode=-1G":       {},
+		"MinMemoryNode=9999999P":  {},
+		"MinMemoryNode=M":         {},
+		"MinMemoryNode=1048576P":  {},
+		"Comment=MinMemoryNode=1": {},
+	} {
+		if perNode, perCPU := parseMemory(job); perNode != want[0] || perCPU != want[1] {
+			t.Errorf("%s: %d, %d", job, perNode, perCPU)
+		}
+	}
+}
+
+func FuzzParseMemory(f *testing.F) {
+	f.Add("MinMemoryNode=2G MinMemoryCPU=1.5T")
+	f.Fuzz(func(t *testing.T, s string) {
+		if perNode, perCPU := parseMemory(s); perNode < 0 || perCPU < 0 || perNode > 1<<60 || perCPU > 1<<60 {
+			t.Fatalf("%q: %d, %d", s, perNode, perCPU)
+		}
+	})
+}
+
 func FuzzExpand(f *testing.F) {
 	for _, s := range []string{"n[01-03,7],m5", "r[1-2]n[0-1]", "n1,n2", "n[1[2]]", "-x", "[0-9][0-9][0-9]"} {
 		f.Add(s)

@@ -1,10 +1,13 @@
 package slurm
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"os/exec"
+	"strconv"
 	"strings"
+	"time"
 
 	"github.com/mpirun-sf/mpirun-sf/vmfork/allocator"
 	"github.com/mpirun-sf/mpirun-sf/vmfork/allocator/step"
@@ -48,8 +51,11 @@ func newAllocation(env func(string) string) (*Allocation, error) {
 	}
 	a := &Allocation{id: j.id}
 	a.List = j.hosts
+	if a.List[0].Memory == 0 {
+		askMemory(a.List, j.id)
+	}
 	a.Command = func(h allocator.Host) *exec.Cmd { return srun(j.id, h.Name, os.Environ()) }
-	a.Explain = explain
+	a.Explain = func(exit *allocator.ExitError) error { return explain(j.id, exit) }
 	if name, err := os.Hostname(); err == nil {
 		a.self = a.named(name)
 		if short, _, ok := strings.Cut(name, "."); ok && a.self == "" {
@@ -57,6 +63,63 @@ func newAllocation(env func(string) string) (*Allocation, error) {
 		}
 	}
 	return a, nil
+}
+
+// askLimit is for slurmctld's answer.
+const askLimit = 5 * time.Second
+
+// askMemory asks Slurm how much memory the job has, which salloc tells only if
+// the user said so, and not if it is the cluster's default. Without an answer it
+// stays unknown: then the host says what is free.
+func askMemory(hosts []allocator.Host, id string) {
+	ctx, cancel := context.WithTimeout(context.Background(), askLimit)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, "scontrol", "--oneliner", "show", "job", id)
+	cmd.Env = commandEnvironment(os.Environ())
+	out, err := cmd.Output()
+	if err != nil {
+		return
+	}
+	perNode, perCPU := parseMemory(string(out))
+	for i := range hosts {
+		if hosts[i].Memory = perNode; perNode == 0 {
+			hosts[i].Memory = perCPU * int64(hosts[i].CPUs)
+		}
+	}
+}
+
+// parseMemory finds MinMemoryNode=2G or MinMemoryCPU=100M in what scontrol says
+// of a job: bytes, 0 if it is not there or no amount.
+func parseMemory(job string) (perNode, perCPU int64) {
+	for _, field := range strings.Fields(job) {
+		name, value, _ := strings.Cut(field, "=")
+		if name != "MinMemoryNode" && name != "MinMemoryCPU" || value == "" {
+			continue
+		}
+		shift := strings.IndexByte("KMGTP", value[len(value)-1])
+		whole, fraction, _ := strings.Cut(strings.TrimRight(value, "KMGTP"), ".")
+		n, err := number(whole, 1<<20)
+		if err != nil || strings.Trim(fraction, "0123456789") != "" || len(fraction) > 6 {
+			continue
+		}
+		unit := int64(1) << 20 // without a letter
+		if shift >= 0 {
+			unit = 1 << (10 * (shift + 1))
+		}
+		amount := int64(n) * unit
+		if f, err := strconv.ParseFloat("0."+fraction+"0", 64); err == nil {
+			amount += int64(f * float64(unit))
+		}
+		if amount > maxMega<<20 || amount/unit < int64(n) {
+			continue
+		}
+		if name == "MinMemoryNode" {
+			perNode = amount
+		} else {
+			perCPU = amount
+		}
+	}
+	return perNode, perCPU
 }
 
 func (a *Allocation) named(name string) string {

@@ -1,7 +1,9 @@
 package slurm
 
 import (
+	"context"
 	"fmt"
+	"os"
 	"os/exec"
 	"regexp"
 	"slices"
@@ -52,8 +54,22 @@ var (
 		`already completing or completed|Invalid job id specified|Job step aborted|step has been terminated|Socket timed out|Force Terminated`)
 )
 
-// explain makes an error of how srun ended.
-func explain(exit *allocator.ExitError) error {
+// runs is whether Slurm still has that job run, as far as it answers.
+func runs(id string) bool {
+	ctx, cancel := context.WithTimeout(context.Background(), askLimit)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, "squeue", "--noheader", "--jobs="+id, "--format=%T")
+	cmd.Env = commandEnvironment(os.Environ())
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		return !strings.Contains(string(out), "Invalid job id")
+	}
+	state := strings.TrimSpace(string(out))
+	return state == "RUNNING" || state == "SUSPENDED"
+}
+
+// explain makes an error of how srun ended, for a step of that job.
+func explain(id string, exit *allocator.ExitError) error {
 	plain := *exit
 	plain.Stderr = strings.TrimSpace(noise.ReplaceAllString(exit.Stderr, ""))
 	said := strings.ReplaceAll(plain.Stderr, "\n", "; ")
@@ -62,6 +78,9 @@ func explain(exit *allocator.ExitError) error {
 		return fmt.Errorf("this srun is too old, 20.11 or later is needed: %w", &plain)
 	case lost.MatchString(plain.Stderr):
 		return fmt.Errorf("its step was ended by Slurm: %w: %s", allocator.ErrLost, said)
+	// What ends a job ends its programs by signals, and srun may say nothing.
+	case (exit.Status > 128 || exit.Signal != "") && !runs(id):
+		return fmt.Errorf("job %s of Slurm has ended: %w", id, allocator.ErrLost)
 	}
 	return &plain
 }
