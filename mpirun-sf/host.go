@@ -48,6 +48,13 @@ func (j *host) open(ctx context.Context) error {
 		return err
 	}
 	j.daemon = daemon
+	go func() {
+		<-daemon.Done()
+		select {
+		case j.lost <- "this machine's host daemon ended, and with it all that it carried": // at the job's end nobody hears it
+		default:
+		}
+	}()
 	if j.leave, err = j.join(ctx, daemon); err == nil {
 		err = j.openWay(ctx, daemon)
 	}

@@ -230,8 +230,8 @@ func (e *Engine) watch(s *site) {
 		}
 	}
 	e.mu.Unlock()
-	if len(lost) == 0 {
-		e.notify(Notice{Line: fmt.Sprintf("host %s is gone, it carried nothing: %v", s.Name(), r.Err())})
+	if len(lost) == 0 { // who wants something of it will be told
+		e.notify(Notice{Detail: fmt.Sprintf("%v; it carried nothing", r.Err())})
 	}
 	for _, m := range lost {
 		go e.lose(m, fmt.Errorf("%s: %w", m.Name, r.Err()))

@@ -82,8 +82,12 @@ func (v *vm) wait() {
 	err := v.cmd.Wait()
 	v.mu.Lock()
 	if !v.killed {
-		if err == nil {
+		var status *exec.ExitError
+		switch {
+		case err == nil:
 			err = errors.New("QEMU ended by itself")
+		case errors.As(err, &status):
+			err = fmt.Errorf("QEMU ended: %w", err) // "signal: killed" alone explains nothing
 		}
 		v.err = v.explain(fmt.Errorf("%s: %w", v.cfg.Name, err))
 	}
