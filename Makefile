@@ -25,7 +25,7 @@ EXAMPLES := $(patsubst examples/%.c,bin/examples/%,$(wildcard examples/*.c examp
 # nothing of it.
 WHOLE     = ./mpirun-sf/e2e
 
-.PHONY: build examples demo test test-all check test-whole test-parts lint bench-launch bench-fork install bindings install-bindings clean deps check-go
+.PHONY: build examples demo test test-all check test-whole test-parts lint bench-launch bench-fork bench-distribution install bindings install-bindings clean deps check-go
 .NOTPARALLEL:
 
 build: check-go $(PRELOADS)
@@ -97,6 +97,10 @@ bench-launch: deps
 bench-fork: deps
 	@$(MAKE) --no-print-directory build
 	$(GO) run $(AS_ROOT) ./benchmarks/fork $(ARGS)
+
+bench-distribution: deps
+	@$(MAKE) --no-print-directory build examples
+	$(GO) run $(AS_ROOT) ./benchmarks/distribution $(ARGS)
 
 install:
 	install -D -m 755 bin/mpirun-sf $(DESTDIR)$(PREFIX)/bin/mpirun-sf
