@@ -2,6 +2,8 @@ package e2e
 
 import (
 	"context"
+	"encoding/json"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -11,12 +13,15 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/mpirun-sf/mpirun-sf/vmfork/metrics"
 )
 
 // confined is how the unit of the cluster's service confines it, as far as a
 // program can be without systemd: it keeps the capabilities that the unit names,
-// and gets no others by what it executes.
-func confined(t *testing.T) []string {
+// gets no others by what it executes, and can write to no folders but /run and
+// those given.
+func confined(t *testing.T, folders ...string) []string {
 	t.Helper()
 	unit, err := os.ReadFile("../../docs/mpirun-sf.service")
 	if err != nil {
@@ -30,7 +35,16 @@ func confined(t *testing.T) []string {
 	for _, name := range strings.Fields(string(names[1])) {
 		bounds += ",+" + strings.ToLower(strings.TrimPrefix(name, "CAP_"))
 	}
-	return []string{"setpriv", "--no-new-privs", "--inh-caps=-all", "--bounding-set=" + bounds}
+	const readOnly = `
+for folder in "$@"; do
+	shift
+	[ "$folder" = -- ] && break
+	mount --bind "$folder" "$folder" || exit
+done
+mount -o remount,bind,ro / && exec "$@"
+`
+	argv := append([]string{"unshare", "--mount", "sh", "-c", readOnly, "sh"}, folders...)
+	return append(argv, "--", "setpriv", "--no-new-privs", "--inh-caps=-all", "--bounding-set="+bounds)
 }
 
 // service is the cluster's on a host of a farm.
@@ -44,7 +58,7 @@ type service struct {
 func (f *farm) serve(t *testing.T, host int, key string) *service {
 	t.Helper()
 	h := f.Host(host)
-	argv := append(confined(t), launcher, "sfld", "--listen", h.Address.String(), "--cluster-key", key, "--metrics", "unix:/run/mpirun-sf/metrics.sock")
+	argv := append(confined(t, f.cache(host), f.temp(host)), launcher, "sfld", "--listen", h.Address.String(), "--cluster-key", key, "--metrics", "unix:/run/mpirun-sf/metrics.sock")
 	s := &service{h.Command(context.Background(), argv[0], argv[1:]...), &buffer{}}
 	s.Env = slices.Concat(h.Environ(), f.folders(host))
 	s.Stderr = s.said
@@ -87,8 +101,10 @@ func TestClusterService(t *testing.T) {
 		return beside(command{args: f.over(farmSize, append([]string{"--service", "--cluster-key", key}, args...))})
 	}
 
-	f.start(t, over(key, "-np", "3", example("ring"))).wait().succeeds(t)
+	trace := filepath.Join(t.TempDir(), "trace.json")
+	f.start(t, over(key, "--trace", trace, "-np", "3", example("ring"))).wait().succeeds(t)
 	f.settles(t)
+	tracesHosts(t, trace)
 	for _, s := range services {
 		s.awaits(t, "a job's daemon has ended")
 		if said := s.said.String(); strings.Count(said, "started a job's daemon") != 1 || !strings.Contains(said, "status 0") {
@@ -109,6 +125,7 @@ func TestClusterService(t *testing.T) {
 	// A service that is told to stop lets jobs go on; told so again it ends them.
 	run := f.start(t, over(key, "-np", "3", example("sleep"), "600"))
 	run.awaitOutput("sleeps 600 seconds", 3)
+	f.lists(t)
 	stopped := services[0]
 	stopped.Process.Signal(syscall.SIGTERM)
 	stopped.awaits(t, "taking no more jobs")
@@ -129,4 +146,74 @@ func TestClusterService(t *testing.T) {
 		t.Errorf("after it has stopped: status %d\n%s", r.status, r.stderr)
 	}
 	f.settles(t)
+}
+
+// tracesHosts checks that a trace is one that viewers load, with all hosts in it.
+func tracesHosts(t *testing.T, path string) {
+	t.Helper()
+	text, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var file struct {
+		TraceEvents []struct {
+			Name, Ph string
+			Dur      float64
+			PID, TID int
+			Args     map[string]any
+		}
+	}
+	if err := json.Unmarshal(text, &file); err != nil {
+		t.Fatalf("the trace: %v\n%.1000s", err, text)
+	}
+	hosts, took := map[int]any{}, map[int]float64{}
+	for _, e := range file.TraceEvents {
+		switch {
+		case e.Name == "process_name":
+			hosts[e.PID] = e.Args["name"]
+		case e.Ph == "X":
+			took[e.PID] += e.Dur
+		}
+	}
+	for n := range farmSize {
+		found := false
+		for pid, name := range hosts {
+			found = found || strings.HasSuffix(fmt.Sprint(name), fmt.Sprintf("host%d", n)) && took[pid] > 0
+		}
+		if !found {
+			t.Errorf("nothing of host%d is in the trace of %v", n, hosts)
+		}
+	}
+}
+
+// lists checks what is told of a job of one rank on each host.
+func (f *farm) lists(t *testing.T) {
+	t.Helper()
+	r := f.start(t, beside(command{args: []string{"ps", "--json"}})).wait().succeeds(t)
+	var jobs []metrics.State
+	if err := json.Unmarshal([]byte(r.stdout), &jobs); err != nil || len(jobs) != 1 {
+		t.Fatalf("ps --json: %v\n%s", err, r.stdout)
+	}
+	job := jobs[0]
+	if job.Ranks != 3 || len(job.Machines) != 3 || len(job.Hosts) != farmSize {
+		t.Errorf("ps --json: %s", r.stdout)
+	}
+	for n, h := range job.Hosts {
+		if !h.Up || h.Name != f.Host(n).Name || h.Memory.Reads == 0 || h.Reserved == 0 || n > 0 && (len(h.Moved.Traffic) == 0 || h.Trip == 0) {
+			t.Errorf("host %d: %+v", n, h)
+		}
+	}
+	for n, m := range job.Machines {
+		if m.Host != f.Host(n).Name || m.State != metrics.Running || m.CPU == 0 || m.Touched == 0 || m.Own == 0 || m.Own > m.Touched || m.Faults == 0 || !m.IP.IsValid() {
+			t.Errorf("machine %d: %+v", n, m)
+		}
+	}
+	for _, args := range [][]string{{"ps"}, {"top", "-n", "2", "-d", "200ms"}} {
+		r := f.start(t, beside(command{args: args})).wait().succeeds(t)
+		for n := range farmSize {
+			if !regexp.MustCompile(fmt.Sprintf(`clone-%d +host%d +\S+ +1 .*running`, n+1, n)).MatchString(r.stdout) {
+				t.Errorf("%v does not tell of host%d:\n%s", args, n, r.stdout)
+			}
+		}
+	}
 }
