@@ -117,7 +117,7 @@ func (f *Fetch) orderCast(ctx context.Context, o *order, cast *multicast.Fetch, 
 	case f.batches <- struct{}{}:
 	case <-ctx.Done():
 		f.unclaim(spans)
-		return context.Cause(ctx)
+		return f.late(ctx)
 	}
 	o.begin()
 	f.node.count.request(f.counted(bulk), len(f.batches) == 1)

@@ -10,7 +10,7 @@ import (
 var ErrClosed = errors.New("mcdist was closed")
 
 // ErrWithdrawn is a slice or an object that its origin does not serve: not yet, or not any more.
-var ErrWithdrawn = errors.New("the origin does not serve it")
+var ErrWithdrawn = errors.New("it is not served")
 
 // SilentError says that a host did not answer.
 type SilentError struct {

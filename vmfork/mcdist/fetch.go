@@ -109,7 +109,7 @@ func (f *Fetch) Bring(ctx context.Context, first, n int64) error {
 	}
 	start := time.Now()
 	if err := f.bring(ctx, first, n); err != nil {
-		return fmt.Errorf("bring %d blocks from %d of slice %v from host %s: %w", n, first, f.id, f.node.name(f.origin), err)
+		return fmt.Errorf("bring %d blocks from %d of slice %v: %w", n, first, f.id, err)
 	}
 	f.node.count.latency.add(time.Since(start))
 	return nil
@@ -124,23 +124,28 @@ func (f *Fetch) bring(ctx context.Context, first, n int64) error {
 		f.ask(ask)
 	}
 	for _, c := range others {
-		if err := c.wait(ctx); err != nil {
+		if err := f.wait(ctx, c); err != nil {
 			return err
 		}
 	}
 	if own != nil {
-		return own.wait(ctx)
+		return f.wait(ctx, own)
 	}
 	return nil
 }
 
-func (c *call) wait(ctx context.Context) error {
+func (f *Fetch) wait(ctx context.Context, c *call) error {
 	select {
 	case <-c.done:
 		return c.err
 	case <-ctx.Done():
-		return context.Cause(ctx)
+		return f.late(ctx)
 	}
+}
+
+// late is the error of a context that ended while something was waited for.
+func (f *Fetch) late(ctx context.Context) error {
+	return fmt.Errorf("wait for host %s: %w", f.node.name(f.origin), context.Cause(ctx))
 }
 
 // call enters a call for the blocks that nobody has called for, and finds the calls for the others. What has to be asked

@@ -50,7 +50,8 @@ type lane struct {
 	failures   int   // attempts, and connections that brought nothing, in a row
 	trouble    error // the last of them
 	heard      time.Time
-	out, spare []byte // to be written, and the buffer for what comes next
+	down       time.Time // since when there is no connection, though somebody waits
+	out, spare []byte    // to be written, and the buffer for what comes next
 	writing    bool
 	watching   bool
 	closed     error
@@ -155,6 +156,9 @@ func (l *lane) connect() {
 		return
 	}
 	l.connecting = true
+	if l.down.IsZero() {
+		l.down = time.Now()
+	}
 	wait := time.Duration(0)
 	if l.failures > 0 {
 		wait = min(maxBackoff, 5*time.Millisecond<<min(l.failures, 10))
@@ -195,7 +199,7 @@ func (l *lane) dial(wait time.Duration) {
 	if l.failures > 0 {
 		l.node.count.redials.Add(1)
 	}
-	l.conn, l.heard = conn, time.Now()
+	l.conn, l.heard, l.down = conn, time.Now(), time.Time{}
 	l.out = appendHello(l.out[:0], l.kind)
 	numbers := make([]uint32, 0, len(l.pending))
 	for number := range l.pending {
@@ -336,8 +340,10 @@ func (l *lane) watch() {
 	var late []exchange
 	stalled := false
 	for number, w := range l.pending {
-		limit := w.patience()
-		silent := now.Sub(w.heard)
+		limit, silent := w.patience(), now.Sub(w.heard)
+		if limit == 0 && !l.down.IsZero() { // it waits for something to happen there, but not for ever for the host
+			limit, silent = l.node.config.Patience, min(silent, now.Sub(l.down))
+		}
 		stalled = stalled || limit > 0 && silent > stallTime
 		if limit > 0 && silent > limit {
 			delete(l.pending, number)
@@ -360,7 +366,11 @@ func (l *lane) watch() {
 	}
 	l.flush()
 	for _, e := range late {
-		e.end(&SilentError{Host: l.node.name(l.host), Waited: e.patience(), Cause: trouble})
+		waited := e.patience()
+		if waited == 0 {
+			waited = l.node.config.Patience
+		}
+		e.end(&SilentError{Host: l.node.name(l.host), Waited: waited, Cause: trouble})
 	}
 }
 

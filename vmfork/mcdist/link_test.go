@@ -52,6 +52,24 @@ func TestAHostThatIsGone(t *testing.T) {
 	if err := f.Prefetch(within(t), blocksFrom(0, 3)); !errors.As(err, &silent) {
 		t.Errorf("Prefetch: %v", err)
 	}
+	if _, err := c.nodes[1].Receive(within(t), 0, testID()); !errors.As(err, &silent) {
+		t.Errorf("Receive: %v", err)
+	}
+}
+
+// TestAnObjectThatTakesItsTime is published after more than the patience that the hosts have with each other.
+func TestAnObjectThatTakesItsTime(t *testing.T) {
+	c := newCluster(t, 2, func(config *Config) { config.Patience = 100 * time.Millisecond })
+	id := testID()
+	go func() {
+		time.Sleep(400 * time.Millisecond)
+		if err := c.nodes[0].Publish(id, []byte("late"), nil); err != nil {
+			t.Error(err)
+		}
+	}()
+	if got, err := c.nodes[1].Receive(within(t), 0, id); err != nil || string(got) != "late" {
+		t.Errorf("received %q, %v", got, err)
+	}
 }
 
 func TestAHostThatSaysNothing(t *testing.T) {

@@ -51,7 +51,7 @@ func (o *order) failed() error {
 func (f *Fetch) Prefetch(ctx context.Context, blocks iter.Seq[int64]) error {
 	err := f.bulk(ctx, blocks)
 	if err != nil {
-		return fmt.Errorf("prefetch slice %v from host %s: %w", f.id, f.node.name(f.origin), err)
+		return fmt.Errorf("prefetch slice %v: %w", f.id, err)
 	}
 	return nil
 }
@@ -67,7 +67,7 @@ func (f *Fetch) bulk(ctx context.Context, blocks iter.Seq[int64]) error {
 		select {
 		case <-o.done:
 		case <-ctx.Done():
-			return context.Cause(ctx)
+			return f.late(ctx)
 		}
 		// Whoever has asked for the rest may have given up; then it is asked for again.
 		for {
@@ -86,7 +86,7 @@ func (f *Fetch) bulk(ctx context.Context, blocks iter.Seq[int64]) error {
 			select {
 			case <-time.After(othersTime):
 			case <-ctx.Done():
-				return context.Cause(ctx)
+				return f.late(ctx)
 			}
 		}
 		blocks = blocksOf(others...)
@@ -200,7 +200,7 @@ func (f *Fetch) order(ctx context.Context, o *order, spans []span, n int64) erro
 	alone, err := w.pace.acquire(ctx, &w.share, n)
 	if err != nil {
 		f.unclaim(spans)
-		return err
+		return f.late(ctx)
 	}
 	o.begin()
 	f.send(w, alone)
@@ -244,7 +244,7 @@ func (f *Fetch) again(w *want) {
 	alone, err := w.pace.acquire(f.ctx, &w.share, n)
 	if err != nil {
 		f.unclaim(w.spans)
-		w.order.end(err)
+		w.order.end(ErrClosed)
 		return
 	}
 	f.send(w, alone)

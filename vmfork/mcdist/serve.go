@@ -244,7 +244,7 @@ func unknown(k key) error {
 	if k.object {
 		what = "object"
 	}
-	return fmt.Errorf("%s %v was withdrawn, or never served (%w)", what, k.id, ErrWithdrawn)
+	return fmt.Errorf("%w: %s %v was withdrawn, or never served", ErrWithdrawn, what, k.id)
 }
 
 // refuse tells why there is no answer.

@@ -2,7 +2,6 @@ package mcdist
 
 import (
 	"errors"
-	"fmt"
 	"slices"
 )
 
@@ -95,7 +94,7 @@ func (f *Fetch) read(dst []byte, first int64) error {
 	f.mu.Lock()
 	if f.closed {
 		f.mu.Unlock()
-		return fmt.Errorf("%w (%w)", errRelay, ErrWithdrawn)
+		return errRelay
 	}
 	f.arriving++
 	f.mu.Unlock()
