@@ -60,6 +60,7 @@ type Carrier struct {
 	bodies      map[int]*body
 	generations map[string]*generation
 	layers      map[*slice.Slice]*layer
+	leaving     map[slice.ID]chan struct{} // slices of other hosts that nobody has any more; closed when they can be had anew
 	reserved    map[string]*allocator.Grant
 	fabric      *fabric // the other hosts, nil while there are none
 	closed      bool
@@ -73,7 +74,7 @@ func New(ctx context.Context, cfg Config) (*Carrier, error) {
 		ctx: ctx, cfg: cfg,
 		starts: semaphore.NewWeighted(int64(2 * runtime.NumCPU())),
 		bodies: map[int]*body{}, generations: map[string]*generation{},
-		layers: map[*slice.Slice]*layer{}, reserved: map[string]*allocator.Grant{},
+		layers: map[*slice.Slice]*layer{}, leaving: map[slice.ID]chan struct{}{}, reserved: map[string]*allocator.Grant{},
 	}
 	// The probe takes a moment, and nobody may need it.
 	c.accel = sync.OnceValues(func() (qemu.Accel, error) { return qemu.Probe(ctx) })

@@ -251,7 +251,7 @@ func (c *Carrier) bring(ctx context.Context, generation string, from Exported) e
 		return err
 	}
 	defer c.release(g)
-	layers, err := c.openLayers(f, d)
+	layers, err := c.openLayers(ctx, f, d)
 	if err != nil {
 		return err
 	}
@@ -270,13 +270,16 @@ func (c *Carrier) bring(ctx context.Context, generation string, from Exported) e
 }
 
 // openLayers opens the slices of a descriptor, memory first, and holds them.
-func (c *Carrier) openLayers(f *fabric, d *descriptor.Descriptor) (layers []*slice.Slice, err error) {
+func (c *Carrier) openLayers(ctx context.Context, f *fabric, d *descriptor.Descriptor) (layers []*slice.Slice, err error) {
 	f.importing.Lock()
 	defer f.importing.Unlock()
 	for i, m := range d.Maps {
 		s := c.byID(m.ID)
 		if s == nil {
-			if s, err = c.openFar(f, m, d.Origins[i]); err != nil {
+			if err = c.awaitLeft(ctx, m.ID); err == nil {
+				s, err = c.openFar(f, m, d.Origins[i])
+			}
+			if err != nil {
 				c.drop(layers)
 				return nil, err
 			}

@@ -1,6 +1,9 @@
 package carrier
 
 import (
+	"context"
+	"fmt"
+
 	"github.com/mpirun-sf/mpirun-sf/vmfork/mcdist"
 	"github.com/mpirun-sf/mpirun-sf/vmfork/slice"
 )
@@ -40,6 +43,9 @@ func (c *Carrier) drop(layers []*slice.Slice) {
 		if l.uses--; l.uses == 0 {
 			delete(c.layers, s)
 			unused[s] = l
+			if l.fetch != nil {
+				c.leaving[s.ID()] = make(chan struct{})
+			}
 		}
 	}
 	c.mu.Unlock()
@@ -47,7 +53,33 @@ func (c *Carrier) drop(layers []*slice.Slice) {
 		s.Close()
 		if l.fetch != nil {
 			l.fetch.Close()
+			c.left(s.ID())
 		}
+	}
+}
+
+// left lets a slice be had anew that is had from another host no more.
+func (c *Carrier) left(id slice.ID) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	close(c.leaving[id])
+	delete(c.leaving, id)
+}
+
+// awaitLeft waits until nothing is left here of a slice that nobody has any more:
+// the next fork may need what the clones of the one before it are just giving up.
+func (c *Carrier) awaitLeft(ctx context.Context, id slice.ID) error {
+	c.mu.Lock()
+	gone := c.leaving[id]
+	c.mu.Unlock()
+	if gone == nil {
+		return nil
+	}
+	select {
+	case <-gone:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("wait for what is left of slice %v here: %w", id, context.Cause(ctx))
 	}
 }
 
