@@ -9,13 +9,13 @@ import (
 	"net/netip"
 	"os"
 	"slices"
-	"strings"
 	"sync"
 
 	"github.com/urfave/cli/v2"
 
 	"github.com/mpirun-sf/mpirun-sf/vmfork/allocator"
 	"github.com/mpirun-sf/mpirun-sf/vmfork/allocator/cluster"
+	"github.com/mpirun-sf/mpirun-sf/vmfork/allocator/gridengine"
 	"github.com/mpirun-sf/mpirun-sf/vmfork/allocator/hostlist"
 	"github.com/mpirun-sf/mpirun-sf/vmfork/allocator/slurm"
 	"github.com/mpirun-sf/mpirun-sf/vmfork/allocator/ssh"
@@ -97,7 +97,23 @@ func (j *job) allocate(ctx context.Context) (allocator.Allocation, error) {
 	if j.service {
 		return serviceHosts(named, j.clusterKey)
 	}
-	return ssh.New(ssh.Config{Hosts: named, Ask: ssh.Terminal(), Notice: func(line string) { tui.Notice("%s", line) }})
+	return ssh.New(ssh.Config{
+		Hosts: named, Ask: asker(),
+		Notice: func(line string) { tui.Notice("%s", line) },
+		Stderr: func(host, line string) { tui.Notice("%s: %s", host, line) },
+	})
+}
+
+// asker asks the user at the terminal, where no step is shown meanwhile.
+func asker() ssh.Asker {
+	ask := ssh.Terminal()
+	if ask == nil {
+		return nil
+	}
+	return func(ctx context.Context, question string, secret bool) (string, error) {
+		tui.EndStep()
+		return ask(ctx, question, secret)
+	}
 }
 
 // detect finds what a resource manager has given to this process, or asks one
@@ -112,7 +128,16 @@ func (j *job) detect(ctx context.Context) (allocator.Allocation, error) {
 			return a, err
 		}
 	}
-	if j.allocator == "slurm" {
+	if j.allocator != "slurm" {
+		a, found, err := gridengine.Detect(os.Getenv)
+		if found || err != nil {
+			return a, err
+		}
+	}
+	switch j.allocator {
+	case "gridengine":
+		return nil, errors.New("--allocator gridengine: this is not inside of a parallel environment: submit the job with qsub -pe NAME SLOTS")
+	case "slurm":
 		options, err := slurm.Words(j.slurmOptions)
 		if err != nil {
 			return nil, fmt.Errorf("--slurm-options: %w", err)
@@ -148,7 +173,7 @@ func (j *job) join(ctx context.Context, daemon *sfld.Client) (leave func(), err 
 	if m, ok := a.(interface{ Self() string }); ok {
 		self = m.Self() // a manager may have names of its own
 	}
-	here, others := split(a.Hosts(), self)
+	here, others := split(ctx, a.Hosts(), self)
 	leave = func() { a.Close() }
 	args := sfld.JoinArgs{Mode: j.distribution}
 	if here != nil {
@@ -183,7 +208,7 @@ func (j *job) startHosts(ctx context.Context, a allocator.Allocation, hosts []al
 	met := map[string]link.Hello{}
 	_, err = allocator.StartAll(ctx, a, hosts, self, func(allocator.Host) []string { return []string{"sfld", "--host"} },
 		func(ctx context.Context, h allocator.Host, p allocator.Process) error {
-			hello, err := sfld.Meet(ctx, p, version, j.id, h.Name, key, ways(ctx, h.Name))
+			hello, err := sfld.Meet(ctx, p, version, j.id, h.Name, key, ways(ctx, a, h))
 			if err != nil {
 				return err
 			}
@@ -207,7 +232,15 @@ func (j *job) startHosts(ctx context.Context, a allocator.Allocation, hosts []al
 
 // ways are this machine's addresses, that by which it reaches a host first, so
 // that the host's daemon knows which of its own networks is meant.
-func ways(ctx context.Context, host string) []netip.AddrPort {
+func ways(ctx context.Context, a allocator.Allocation, h allocator.Host) []netip.AddrPort {
+	host := h.Name
+	if named, ok := a.(interface {
+		Address(allocator.Host) (string, error)
+	}); ok {
+		if address, err := named.Address(h); err == nil {
+			host = address // an alias is not in DNS
+		}
+	}
 	var peers []netip.AddrPort
 	if found, err := net.DefaultResolver.LookupNetIP(ctx, "ip", host); err == nil {
 		for _, a := range found {
@@ -223,38 +256,13 @@ func ways(ctx context.Context, host string) []netip.AddrPort {
 
 // split parts the hosts into this machine, nil if it is not among them, and the
 // others. self is its name among them, if that is known.
-func split(hosts []allocator.Host, self string) (here *allocator.Host, others []allocator.Host) {
+func split(ctx context.Context, hosts []allocator.Host, self string) (here *allocator.Host, others []allocator.Host) {
 	for _, h := range hosts {
-		if here == nil && (h.Name == self || isHere(h.Name)) {
+		if here == nil && (h.Name == self || allocator.Here(ctx, h.Name)) {
 			here = &h
 		} else {
 			others = append(others, h)
 		}
 	}
 	return here, others
-}
-
-// isHere says whether a name is this machine's.
-func isHere(name string) bool {
-	self, _ := os.Hostname()
-	if _, at, ok := strings.Cut(name, "@"); ok {
-		name = at
-	}
-	if name == "localhost" || strings.EqualFold(name, self) {
-		return true
-	}
-	ip, err := netip.ParseAddr(name)
-	if err != nil {
-		return false
-	}
-	if ip.IsLoopback() {
-		return true
-	}
-	own, _ := net.InterfaceAddrs()
-	for _, a := range own {
-		if n, ok := a.(*net.IPNet); ok && n.IP.Equal(ip.AsSlice()) {
-			return true
-		}
-	}
-	return false
 }
