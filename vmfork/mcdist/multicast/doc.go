@@ -46,7 +46,7 @@
 //
 // One rate for all groups of a sender. Each member reports how much has come, what was lost, by how much packets came later
 // than the fastest did, and how long they waited in its socket. If they were more than 12 ms late, or 1 MB waits, or it
-// loses notably more than usual, the rate is too high for it. If that is so for more than a quarter of the members, the rate falls to 92 % of what those members receive, and
+// loses notably more than it did at lower rates, the rate is too high for it. If that is so for more than a quarter of the members, the rate falls to 92 % of what those members receive, and
 // by 5 % if it is so for fewer; otherwise it grows, by half every 20 ms until it was too high for the first time, then by 2 to 8 %. A member that is
 // alone in not following does not count any more; if it then gets less than half of what is sent for 1.5 s, it is moved
 // to unicast: its fetch ends with ErrSlow, and SenderConfig.Moved hears of it.

@@ -42,9 +42,14 @@ type flow struct {
 	recent  float64 // loss, over some reports
 	usual   float64 // loss, over many
 	base    float64 // loss at rates that are not too high
-	queue   float64 // seconds
-	choked  bool    // the rate was too high for it at its last report
-	alone   int     // how often in turn that was so while it was not for most others
+	next    float64 // the same, of the period that has begun
+	since   time.Time
+	cutFrom float64   // limit before it was lowered because of losses; 0 if it was not
+	cutRate float64   // rate then
+	cutAt   time.Time // when it lost too much last
+	queue   float64   // seconds
+	choked  bool      // the rate was too high for it at its last report
+	alone   int       // how often in turn that was so while it was not for most others
 	lagging time.Time
 }
 
@@ -64,6 +69,8 @@ const (
 	catchUp = 6 * time.Millisecond
 	// wireHeaders are Ethernet's, IP's and UDP's.
 	wireHeaders = 14 + 20 + 8
+	// baseFor is how long the least loss counts.
+	baseFor = 10 * time.Second
 	// aloneLimit is how often a receiver must be the only one that the rate is too high for until it does not count any
 	// more, and slowAfter how long it then has to show that it takes at least half of what the others do.
 	aloneLimit = 8
@@ -153,22 +160,21 @@ func (p *pace) reported(f *flow, r *report, sent uint64, now time.Time) {
 	}
 	sending := total / elapsed
 	if f.at.IsZero() {
-		f.rate, f.recent, f.usual, f.base = rate, loss, loss, min(loss, 0.2)
+		f.rate, f.recent, f.usual = rate, loss, loss
 	}
 	f.rate += (rate - f.rate) * 0.4
 	f.recent += (loss - f.recent) * 0.3
 	f.usual += (loss - f.usual) * 0.1
 	f.queue = float64(r.queue) / 1e6
+	f.least(now)
 	lag := float64(r.lag) / 1e6
-	f.choked = f.queue > maxQueue || f.recent > f.base*1.5+0.04 || lag*sending > maxLag
+	f.choked = f.queue > maxQueue || lag*sending > maxLag
+	if !f.choked {
+		f.choked = p.losesMore(f, expected, now)
+	}
 	if p.probing && f.queue > maxQueue/4 && rate < 0.8*sending {
 		// A queue has only begun to grow, but it will grow fast, for the rate was just raised by half.
 		f.choked, f.rate = true, rate
-	}
-	if f.recent < f.base {
-		f.base += (f.recent - f.base) * 0.3
-	} else if !f.choked {
-		f.base += (f.recent - f.base) * 0.1
 	}
 	f.at = now
 	f.note(r, sent, p.total, now)
@@ -176,6 +182,36 @@ func (p *pace) reported(f *flow, r *report, sent uint64, now time.Time) {
 	if now.Sub(p.decided) >= decideEvery {
 		p.decide(now)
 	}
+}
+
+// least keeps the least loss of the last 10 to 20 s. What a receiver loses at any rate shows whenever the rate is not too
+// high. It must not follow what is lost because of the rate, or a sender that is too fast would get used to it.
+func (f *flow) least(now time.Time) {
+	switch {
+	case f.since.IsZero():
+		f.base, f.next, f.since = min(f.recent, 0.35), f.recent, now
+	case now.Sub(f.since) > baseFor:
+		f.base, f.next, f.since = f.next, f.recent, now
+	}
+	f.base, f.next = min(f.base, f.recent), min(f.next, f.recent)
+}
+
+// losesMore reports whether a receiver loses more than usual because of the rate; expected is how many packets its report
+// is about. If the rate was lowered for that reason, and the receiver then gets less and loses as much, the rate was not
+// the reason: the network has become worse.
+func (p *pace) losesMore(f *flow, expected float64, now time.Time) bool {
+	if f.recent <= f.base*1.5+0.04+0.5/math.Sqrt(expected) {
+		return false
+	}
+	if f.cutFrom == 0 || now.Sub(f.cutAt) > time.Second {
+		f.cutFrom, f.cutRate = p.limit, f.rate
+	}
+	f.cutAt = now
+	if p.limit < 0.6*f.cutFrom && f.rate < 0.75*f.cutRate {
+		f.base, f.next, f.cutFrom = f.recent, f.recent, 0
+		return false
+	}
+	return true
 }
 
 func (f *flow) note(r *report, sent, total uint64, now time.Time) {
@@ -223,7 +259,7 @@ func (p *pace) decide(now time.Time) {
 	if len(choked) > len(all)/4 {
 		rates := make([]float64, 0, len(choked))
 		for _, f := range choked {
-			rates = append(rates, f.rate/(1-min(f.base, 0.5)))
+			rates = append(rates, f.rate/(1-min(f.base, 0.1)))
 		}
 		slices.Sort(rates)
 		// By no more than half at once: a host that was not scheduled for some time reports a rate that is too low.
