@@ -17,16 +17,17 @@ const maxHandshakes = 256
 type handshakes struct {
 	mu      sync.Mutex
 	most    int
-	current []handshake // oldest first
+	current []*handshake // oldest first
 }
 
 type handshake struct {
-	conn net.Conn
-	from netip.Addr
+	conn    net.Conn
+	from    netip.Addr
+	evicted bool
 }
 
 // begin enters a connection, and returns the one that had to make room, already closed, or nil.
-func (h *handshakes) begin(conn net.Conn) (evicted net.Conn) {
+func (h *handshakes) begin(conn net.Conn) (entered, evicted *handshake) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if len(h.current) >= h.most {
@@ -34,23 +35,24 @@ func (h *handshakes) begin(conn net.Conn) (evicted net.Conn) {
 		for _, c := range h.current {
 			number[c.from]++
 		}
-		most := slices.MaxFunc(h.current, func(a, b handshake) int { return cmp.Compare(number[a.from], number[b.from]) }).from
-		i := slices.IndexFunc(h.current, func(c handshake) bool { return c.from == most })
-		evicted = h.current[i].conn
-		evicted.Close()
+		most := slices.MaxFunc(h.current, func(a, b *handshake) int { return cmp.Compare(number[a.from], number[b.from]) }).from
+		i := slices.IndexFunc(h.current, func(c *handshake) bool { return c.from == most })
+		evicted = h.current[i]
+		evicted.evicted = true
+		evicted.conn.Close()
 		h.current = slices.Delete(h.current, i, i+1)
 	}
-	h.current = append(h.current, handshake{conn, addressOf(conn.RemoteAddr()).Addr()})
-	return evicted
+	entered = &handshake{conn: conn, from: addressOf(conn.RemoteAddr()).Addr()}
+	h.current = append(h.current, entered)
+	return entered, evicted
 }
 
-// end takes a connection out, and tells whether it was still there.
-func (h *handshakes) end(conn net.Conn) bool {
+// end takes a connection out, which may be done again, and tells whether it was not evicted.
+func (h *handshakes) end(one *handshake) bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	before := len(h.current)
-	h.current = slices.DeleteFunc(h.current, func(c handshake) bool { return c.conn == conn })
-	return len(h.current) < before
+	h.current = slices.DeleteFunc(h.current, func(c *handshake) bool { return c == one })
+	return !one.evicted
 }
 
 // closeAll closes those that there are.

@@ -118,15 +118,16 @@ func (l *Listener) accept() {
 			}
 			continue
 		}
-		if evicted := l.handshakes.begin(conn); evicted != nil {
-			l.refused(evicted.RemoteAddr(), errors.New("too many came at once from there, and this was the oldest"))
+		h, evicted := l.handshakes.begin(conn)
+		if evicted != nil {
+			l.refused(evicted.conn.RemoteAddr(), errors.New("too many came at once from there, and this was the oldest"))
 		}
 		go func() {
-			err := l.serve(conn)
-			evicted := !l.handshakes.end(conn)
+			err := l.serve(conn, h)
+			stayed := l.handshakes.end(h)
 			if err != nil {
 				conn.Close()
-				if !evicted {
+				if stayed {
 					l.refused(conn.RemoteAddr(), err)
 				}
 			}
@@ -135,7 +136,7 @@ func (l *Listener) accept() {
 }
 
 // serve makes what the dialler says of a connection.
-func (l *Listener) serve(raw *net.TCPConn) error {
+func (l *Listener) serve(raw *net.TCPConn, h *handshake) error {
 	ctx, cancel := context.WithTimeout(context.Background(), l.handshake)
 	defer cancel()
 	limit, _ := ctx.Deadline()
@@ -168,6 +169,10 @@ func (l *Listener) serve(raw *net.TCPConn) error {
 	p, err := readPreface(secured)
 	if err != nil {
 		return fmt.Errorf("read what it wants: %w", err)
+	}
+	// It has proved who it is, and is not closed for a stranger's sake any more.
+	if !l.handshakes.end(h) {
+		return net.ErrClosed
 	}
 	peer := fingerprintOf(secured.ConnectionState().PeerCertificates[0])
 	if p.role == asLink {
@@ -204,7 +209,6 @@ func (l *Listener) welcome(raw *net.TCPConn, secured *tls.Conn, name string) err
 		return fmt.Errorf("accept host %s: %w", name, err)
 	}
 	raw.SetDeadline(time.Time{})
-	l.handshakes.end(raw) // it has proved who it is, so it is not closed for a stranger's sake
 	select {
 	case l.arrived <- link:
 	case <-link.Done():

@@ -1,12 +1,15 @@
 package link
 
 import (
+	"context"
 	"crypto/ed25519"
 	"crypto/rand"
 	"crypto/tls"
 	"errors"
 	"io"
 	"net"
+	"os"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -246,18 +249,100 @@ func TestManyHandshakesDoNotKeepFriendsOut(t *testing.T) {
 	meets(t, l, friend)
 }
 
+func TestWhoHasProvedItselfMakesNoRoom(t *testing.T) {
+	id, friend := identity(t), identity(t)
+	l, refused := guarded(t, id, HandshakeLimit(time.Hour), func(o *options) { o.most = 2 })
+	l.Allow(friend.fp)
+	a := meets(t, l, friend)
+	var conns []net.Conn
+	for range 3 { // which nobody accepts
+		conn, err := a.Dial(t.Context(), 1)
+		if err != nil {
+			t.Fatal(err)
+		}
+		conns = append(conns, conn)
+	}
+	for range 4 {
+		raw, err := net.Dial("tcp", l.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer raw.Close()
+	}
+	next(t, refused)
+	next(t, refused)
+	for _, conn := range conns {
+		if _, err := conn.Write([]byte("x")); err != nil {
+			t.Error(err)
+		}
+		conn.SetReadDeadline(time.Now().Add(20 * time.Millisecond))
+		if _, err := conn.Read(make([]byte, 1)); !errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Errorf("a connection that nobody has accepted yet: %v", err)
+		}
+	}
+}
+
+// TestNothingIsLeft counts goroutines: everything here has one or more.
+func TestNothingIsLeft(t *testing.T) {
+	before := runtime.NumGoroutine()
+	id, friend := identity(t), identity(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	l, err := Listen(ctx, id, "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.Allow(friend.fp)
+	for range 10 {
+		a, err := Dial(ctx, friend, l.Addr().String(), id.fp)
+		if err != nil {
+			t.Fatal(err)
+		}
+		b, err := l.AcceptLink()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for range 3 { // of which some are accepted, and some closed
+			s, err := a.Open(ctx, 1)
+			if err != nil {
+				t.Fatal(err)
+			}
+			c, err := b.Dial(ctx, 2)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, _, err := b.Accept(); err != nil {
+				t.Fatal(err)
+			}
+			s.Close()
+			c.Close()
+			if _, err := a.Dial(ctx, 3); err != nil {
+				t.Fatal(err)
+			}
+		}
+		b.Close()
+		<-a.Done()
+	}
+	cancel()
+	for deadline := time.Now().Add(time.Minute); runtime.NumGoroutine() > before; time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			stacks := make([]byte, 1<<20)
+			t.Fatalf("%d goroutines, and %d before:\n%s", runtime.NumGoroutine(), before, stacks[:runtime.Stack(stacks, true)])
+		}
+	}
+}
+
 func TestWhoHasMostMakesRoom(t *testing.T) {
 	h := handshakes{most: 4}
-	conns := map[string]*fakeConn{}
+	conns, entered := map[string]*fakeConn{}, map[string]*handshake{}
 	for _, c := range []struct{ name, from string }{{"a1", "10.0.0.1"}, {"b1", "10.0.0.2"}, {"b2", "10.0.0.2"}, {"b3", "10.0.0.2"}, {"c1", "10.0.0.3"}, {"c2", "10.0.0.3"}} {
 		conns[c.name] = &fakeConn{from: &net.TCPAddr{IP: net.ParseIP(c.from)}}
-		h.begin(conns[c.name])
+		entered[c.name], _ = h.begin(conns[c.name])
 	}
 	for name, want := range map[string]bool{"a1": false, "b1": true, "b2": true, "b3": false, "c1": false, "c2": false} {
 		if conns[name].closed != want {
 			t.Errorf("%s is closed: %v", name, conns[name].closed)
 		}
-		if h.end(conns[name]) == want {
+		if h.end(entered[name]) == want {
 			t.Errorf("%s is still there: %v", name, !want)
 		}
 	}
