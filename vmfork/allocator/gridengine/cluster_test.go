@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -21,12 +22,14 @@ import (
 )
 
 // Where TestCluster goes on, by the variable role: on the cluster's machine, in
-// a job there, and in a job of a parallel environment without control_slaves.
+// a job there, in a job of a parallel environment without control_slaves, and as
+// a launcher in a job that is to be killed.
 const (
 	role        = "MPIRUN_SF_GRIDENGINE_TEST"
 	isCluster   = "cluster"
 	isJob       = "job"
 	isNoControl = "no control"
+	isLauncher  = "launcher"
 )
 
 // limit is for what takes seconds if nothing else runs.
@@ -52,6 +55,9 @@ func TestCluster(t *testing.T) {
 		return
 	case isNoControl:
 		inJobWithoutControl(t)
+		return
+	case isLauncher:
+		launch(t)
 		return
 	}
 	self, err := os.Executable()
@@ -267,9 +273,35 @@ func inJob(t *testing.T) {
 	t.Run("killed launcher", killed)
 }
 
-// killed starts a launcher's qrsh, kills it while the program waits for its
-// input, and expects the job to live on: the program has ended in order.
+// killed kills a launcher by SIGKILL, and expects its program to end. That the
+// job lives on shows this test, which is in it.
 func killed(t *testing.T) {
+	cmd := exec.Command("/proc/self/exe", "-test.run=^TestCluster$", "-test.count=1")
+	cmd.Env = append(os.Environ(), role+"="+isLauncher)
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	var pid int
+	_, err = fmt.Fscanln(out, &pid)
+	cmd.Process.Kill()
+	cmd.Wait()
+	if err != nil {
+		t.Fatalf("the launcher did not tell the program's number: %v", err)
+	}
+	for deadline := time.Now().Add(limit); unix.Kill(pid, 0) == nil; time.Sleep(50 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("the program still runs")
+		}
+	}
+	time.Sleep(3 * time.Second) // in which a job that has lost a task is killed
+}
+
+// launch starts a program on the second host, prints its number and waits.
+func launch(t *testing.T) {
 	a := detect(t)
 	path := filepath.Join(t.TempDir(), "program")
 	if err := os.WriteFile(path, []byte("#!/bin/sh\necho $$; exec cat\n"), 0o755); err != nil {
@@ -279,16 +311,7 @@ func killed(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	var pid int
-	if _, err := fmt.Fscanln(p, &pid); err != nil {
-		t.Fatal(err)
-	}
-	p.Close()
-	for deadline := time.Now().Add(limit); unix.Kill(pid, 0) == nil; time.Sleep(50 * time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatal("the program still runs")
-		}
-	}
+	io.Copy(os.Stdout, p)
 }
 
 func inJobWithoutControl(t *testing.T) {

@@ -157,6 +157,7 @@ func inCluster(t *testing.T) {
 	t.Run("gives up with salloc's own words", c.refused)
 	t.Run("lost with the job", c.lost)
 	t.Run("killed launcher", c.killed)
+	t.Run("killed launcher and salloc", c.killedWithSalloc)
 	t.Run("killed launcher that waits", c.killedWaiting)
 	c.clean(t)
 }
@@ -474,6 +475,17 @@ func (c *cluster) killed(t *testing.T) {
 	cmd := c.launcher(t, c.program(t, "echo runs; exec cat"), "runs", 2)
 	if got, err := jobs(); !strings.HasSuffix(got, " R") {
 		t.Errorf("the jobs are %q, %v", got, err)
+	}
+	cmd.Process.Kill()
+	cmd.Wait()
+	c.noJobs(t)
+}
+
+// killedWithSalloc leaves the holder alone to give the allocation back.
+func (c *cluster) killedWithSalloc(t *testing.T) {
+	cmd := c.launcher(t, c.program(t, "echo runs; exec cat"), "runs", 2)
+	if out, err := exec.Command("pkill", "-KILL", "-x", "salloc").CombinedOutput(); err != nil { // in this namespace
+		t.Fatalf("%v: %s", err, out)
 	}
 	cmd.Process.Kill()
 	cmd.Wait()

@@ -42,7 +42,7 @@ const (
 // holding is what salloc runs: it tells its environment, and holds the
 // allocation until its input ends. Then salloc gives it back, and if salloc is
 // dead the holder does.
-const holding = `env -0; printf "%s\0" "$1"; cat >/dev/null; kill -0 "$PPID" || exec scancel --quiet "$SLURM_JOB_ID"`
+const holding = `env -0; printf "%s\0" "$1"; cat >/dev/null; kill -0 "$PPID" 2>/dev/null || exec scancel --quiet "$SLURM_JOB_ID" 2>/dev/null`
 
 // Allocate asks Slurm for hosts and waits until it has them, or ctx ends. Close
 // of the result gives them back.

@@ -30,7 +30,8 @@ func ShellLine() string { return "exec /bin/sh -c '" + first + "'" }
 // The pipe is a named one for a moment only. The folder can go once both ends
 // are open, and the program once a descriptor has it: the far sh cannot be
 // asked to close it before the program starts. What the guard starts is killed
-// by KILL, because a shell that has just forked loses any other signal.
+// by KILL, because a shell that has just forked loses any other signal. Nothing
+// says anything on a standard error that may be gone, for that would be SIGPIPE.
 const guard = `
 PATH=${PATH:-/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin}
 export PATH
@@ -70,7 +71,7 @@ trap - EXIT HUP INT TERM
 ) >/dev/null 2>&1 &
 watch=$!
 exec 4<&- 6>&-
-wait "$child"
+wait "$child" 2>/dev/null
 status=$?
 kill -TERM "$watch" 2>/dev/null
 wait "$watch" 2>/dev/null

@@ -132,6 +132,34 @@ func TestCloseGivesUpStarts(t *testing.T) {
 	}
 }
 
+// TestSudo is with stand-ins for id, which says that this is a user, and for
+// sudo, which says how it was called and then does what it is told to.
+func TestSudo(t *testing.T) {
+	bin := t.TempDir()
+	for name, text := range map[string]string{
+		"id":   "echo 1000",
+		"sudo": `[ "$1 $2" = "-n --" ] || exit 99; shift 2; echo "sudo was here" >&2; exec "$@"`,
+	} {
+		if err := os.WriteFile(filepath.Join(bin, name), []byte("#!/bin/sh\n"+text+"\n"), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	a := here(append([]string{"env", "PATH=" + bin + ":" + os.Getenv("PATH")}, Shell()...)...)
+	p, err := a.Start(t.Context(), allocator.Host{Name: "h1"}, script(t, `cat; echo "$1" >&2; exit 7`), "it's an $argument")
+	if err != nil {
+		t.Fatal(err)
+	}
+	go func() {
+		p.Write([]byte("input"))
+		p.Close()
+	}()
+	err = p.Wait()
+	var exit *allocator.ExitError
+	if !errors.As(err, &exit) || exit.Status != 7 || !strings.Contains(exit.Stderr, "sudo was here\nit's an $argument") {
+		t.Errorf("it ended with %v", err)
+	}
+}
+
 // script makes a program.
 func script(t *testing.T, text string) string {
 	t.Helper()
