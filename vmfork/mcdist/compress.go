@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"github.com/klauspost/compress/s2"
+
+	"github.com/mpirun-sf/mpirun-sf/vmfork/slice"
 )
 
 const (
@@ -71,4 +73,18 @@ func decompress(dst, p []byte) ([]byte, error) {
 		return nil, fmt.Errorf("%w: decompress: %v", errFrame, err)
 	}
 	return out, nil
+}
+
+// unpack returns the blocks of a piece, in scratch if they were compressed.
+func unpack(f *frame, scratch []byte) (first int64, p []byte, err error) {
+	first, n, data, err := f.blocks()
+	if err != nil {
+		return 0, nil, err
+	}
+	if f.flags&flagPacked != 0 {
+		if data, err = decompress(scratch[:n*slice.BlockSize], data); err != nil {
+			return 0, nil, err
+		}
+	}
+	return first, data, nil
 }

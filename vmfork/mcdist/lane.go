@@ -9,8 +9,6 @@ import (
 	"slices"
 	"sync"
 	"time"
-
-	"github.com/mpirun-sf/mpirun-sf/vmfork/slice"
 )
 
 const (
@@ -388,18 +386,4 @@ func (l *lane) close(why error) {
 	for _, w := range all {
 		w.end(why)
 	}
-}
-
-// unpack returns the blocks of a piece, in scratch if they were compressed.
-func unpack(f *frame, scratch []byte) (first int64, p []byte, err error) {
-	first, n, data, err := f.blocks()
-	if err != nil {
-		return 0, nil, err
-	}
-	if f.flags&flagPacked != 0 {
-		if data, err = decompress(scratch[:n*slice.BlockSize], data); err != nil {
-			return 0, nil, err
-		}
-	}
-	return first, data, nil
 }
