@@ -62,10 +62,12 @@ func owned(t *testing.T, path, content string) {
 
 // TestFiles: what ranks write in the working directory is on the host, the
 // user's; what the host has there, ranks read. A clone's own disk is its own.
-func TestFiles(t *testing.T) {
+func TestFiles(t *testing.T) { outside(t, testFiles) }
+
+func testFiles(t *testing.T, p place) {
 	dir := ownFolder(t)
 	write(t, filepath.Join(dir, "input"), strings.Repeat("read by all ranks\n", 10000))
-	r := command{args: []string{"-np", "2", example("files"), "input"}, dir: dir, env: bySudo()}.run(t).succeeds(t)
+	r := p.start(t, command{args: []string{"-np", "2", example("files"), "input"}, dir: dir, env: bySudo()}).wait().succeeds(t)
 	for rank := range 2 {
 		has(t, r.stdout, fmt.Sprintf("rank %d of 2 wrote out.%d in %s", rank, rank, dir), fmt.Sprintf("rank %d of 2 read 180000 bytes of input, checksum …", rank))
 		owned(t, filepath.Join(dir, fmt.Sprintf("out.%d", rank)), fmt.Sprintf("written by rank %d of 2\n", rank))
@@ -73,7 +75,7 @@ func TestFiles(t *testing.T) {
 	t.Run("disks", func(t *testing.T) {
 		// Exclusive: in a file that both have, the second would fail. As root, for
 		// only root can write all over the disk.
-		r := mpirun(t, "-np", "2", compile(t, "gcc", "testdata/probe.c"), "create:/var/tmp/mine", "create:/etc/mine", "sleep:500", "file:/etc/mine").succeeds(t)
+		r := p.run(t, "-np", "2", compile(t, "gcc", "testdata/probe.c"), "create:/var/tmp/mine", "create:/etc/mine", "sleep:500", "file:/etc/mine").succeeds(t)
 		for rank := range 2 {
 			has(t, r.stdout, fmt.Sprintf("%d create:/var/tmp/mine = created", rank), fmt.Sprintf("%d create:/etc/mine = created", rank), fmt.Sprintf("%d file:/etc/mine = probe", rank))
 		}
@@ -84,7 +86,9 @@ func TestFiles(t *testing.T) {
 }
 
 // TestShare: folders that are shared, for writing and not, and what is not.
-func TestShare(t *testing.T) {
+func TestShare(t *testing.T) { outside(t, testShare) }
+
+func testShare(t *testing.T, p place) {
 	dir, shared, readOnly, hidden := ownFolder(t), ownFolder(t), ownFolder(t), ownFolder(t)
 	for _, d := range []string{shared, readOnly, hidden} {
 		write(t, filepath.Join(d, "there"), "on the host\n")
@@ -104,7 +108,7 @@ func TestShare(t *testing.T) {
 			"uid", "create:"+in(shared, "by-rank"), "create:by-rank", "file:"+in(shared, "there"), "file:"+in(readOnly, "there"),
 			"create:"+in(readOnly, "by-rank"), "file:"+in(hidden, "there"), "file:"+in(shared, "way-out"), "file:"+in(shared, "root-only"),
 			"file:"+in(shared, "../../etc/shadow"), "file:/proc/1/environ")
-		return command{args: args, dir: dir, env: bySudo()}.run(t)
+		return p.start(t, command{args: args, dir: dir, env: bySudo()}).wait()
 	}
 	// The program lies outside of every share.
 	probe := compile(t, "gcc", "testdata/probe.c")
@@ -145,6 +149,9 @@ func TestShare(t *testing.T) {
 			}
 		}
 	})
+	if p == onHosts {
+		return // what follows is about one rank, which is on the launcher's host
+	}
 	t.Run("program in PATH", func(t *testing.T) {
 		r := command{args: []string{"-np", "1", "nompi"}, env: []string{"PATH=" + examples + ":" + os.Getenv("PATH")}}.run(t).succeeds(t)
 		has(t, r.stdout, "no MPI here: clone-1, PMI_RANK 0 of PMI_SIZE 1")

@@ -14,10 +14,10 @@ import (
 type answers map[string]string
 
 // ask runs the probe, one rank to a clone, and returns the ranks' answers.
-func ask(t *testing.T, np int, questions ...string) []answers {
+func ask(t *testing.T, p place, np int, questions ...string) []answers {
 	t.Helper()
 	probe := compile(t, "gcc", "testdata/probe.c")
-	r := mpirun(t, append([]string{"-np", strconv.Itoa(np), probe}, questions...)...).succeeds(t)
+	r := p.run(t, append([]string{"-np", strconv.Itoa(np), probe}, questions...)...).succeeds(t)
 	return parseAnswers(t, r.stdout, np, questions)
 }
 
@@ -68,7 +68,9 @@ func differ(t *testing.T, jobs [][]answers, question string) {
 
 // TestIdentity: every way in which copies of one machine can be too much alike.
 // Two jobs of the same checkpoint are asked, and all clones of both compared.
-func TestIdentity(t *testing.T) {
+func TestIdentity(t *testing.T) { outside(t, testIdentity) }
+
+func testIdentity(t *testing.T, p place) {
 	const np = 3
 	// A server of the host's that a clone must not reach, at an address that is not the job's.
 	server, err := net.Listen("tcp4", ":0")
@@ -87,7 +89,7 @@ func TestIdentity(t *testing.T) {
 	var begins, ends [2]time.Time
 	for i := range 2 {
 		begins[i] = time.Now()
-		jobs = append(jobs, ask(t, np, questions...))
+		jobs = append(jobs, ask(t, p, np, questions...))
 		ends[i] = time.Now()
 	}
 	clones := jobs[0]

@@ -31,6 +31,13 @@ func everywhere(t *testing.T, test func(t *testing.T, p place)) {
 	}
 }
 
+// outside runs a test on the host and on many hosts.
+func outside(t *testing.T, test func(t *testing.T, p place)) {
+	for _, p := range []place{onHost, onHosts} {
+		t.Run(string(p), func(t *testing.T) { test(t, p) })
+	}
+}
+
 // start starts a command, which is one of the host, in this place.
 func (p place) start(t *testing.T, c command) *running {
 	t.Helper()
