@@ -70,6 +70,7 @@ func TestADeafHost(t *testing.T) {
 		config.Hosts[3].Address = netip.MustParseAddr("192.0.2.3")
 	})
 	m := newMemory(1000)
+	c.nodes[0].Prepare()
 	id := c.serve(0, m)
 	if line := c.line(); line != "multicast reaches 2 of 3 hosts: using multicast, and unicast for the others" {
 		t.Fatal(line)
