@@ -25,29 +25,36 @@ type dialler struct {
 // Dial makes a link to the daemon that listens at address, host:port, and has the key peer. It returns when the listener
 // has accepted this end's key, after HandshakeLimit at most.
 func Dial(ctx context.Context, id *Identity, address string, peer Fingerprint, opts ...Option) (*Link, error) {
-	return dialAny(ctx, id, []string{address}, peer, optionsOf(opts))
+	d := &dialler{optionsOf(opts), id, address, peer}
+	if d.host == "" {
+		d.host = address
+	}
+	raw, err := d.connect(ctx)
+	if err != nil {
+		return nil, d.failed(err)
+	}
+	l, err := d.link(ctx, raw)
+	if err != nil {
+		return nil, d.failed(err)
+	}
+	return l, nil
 }
+
+func (d *dialler) failed(err error) error { return &DialError{d.host, d.address, err} }
+
+// stagger is how long an address has before the next is tried beside it.
+const stagger = 300 * time.Millisecond
 
 // DialAny is Dial for a daemon that may be reached at any of some addresses, best first. It takes the first where it finds
 // the key peer, for at some of them there may be somebody else: private addresses are used more than once. The error wraps a
 // [*DialError] for each address.
 func DialAny(ctx context.Context, id *Identity, addresses []netip.AddrPort, peer Fingerprint, opts ...Option) (*Link, error) {
-	texts := make([]string, len(addresses))
-	for i, a := range addresses {
-		texts[i] = a.String()
-	}
-	return dialAny(ctx, id, texts, peer, optionsOf(opts))
-}
-
-// stagger is how long an address has before the next is tried beside it.
-const stagger = 300 * time.Millisecond
-
-func dialAny(ctx context.Context, id *Identity, addresses []string, peer Fingerprint, o options) (*Link, error) {
+	o := optionsOf(opts)
 	if len(addresses) == 0 {
 		return nil, fmt.Errorf("connect to host %s: it named no address where it can be reached", o.host)
 	}
 	if o.host == "" {
-		o.host = addresses[0]
+		o.host = addresses[0].String()
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -59,7 +66,7 @@ func dialAny(ctx context.Context, id *Identity, addresses []string, peer Fingerp
 	// TCP connections are tried side by side, but become links one at a time: the listener must not see two.
 	outcomes := make(chan outcome)
 	for i, address := range addresses {
-		d := &dialler{o, id, address, peer}
+		d := &dialler{o, id, address.String(), peer}
 		go func() {
 			var raw *net.TCPConn
 			err := sleep(ctx, time.Duration(i)*stagger)
@@ -90,7 +97,7 @@ func dialAny(ctx context.Context, id *Identity, addresses []string, peer Fingerp
 				return l, nil
 			}
 		}
-		failures = append(failures, &DialError{got.d.host, got.d.address, err})
+		failures = append(failures, got.d.failed(err))
 	}
 	return nil, &joined{failures}
 }
