@@ -50,9 +50,11 @@ func (c *Carrier) drop(layers []*slice.Slice) {
 	}
 	c.mu.Unlock()
 	for s, l := range unused {
+		if l.fetch != nil {
+			l.fetch.Close() // first, for it gives to the slice
+		}
 		s.Close()
 		if l.fetch != nil {
-			l.fetch.Close()
 			c.left(s.ID())
 		}
 	}
