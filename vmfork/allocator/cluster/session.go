@@ -47,7 +47,12 @@ func (s *Service) session(l *link.Link) {
 	}
 	leave := sync.OnceFunc(func() { s.leave(one) })
 	defer leave()
+	// The caller first learns that it was started.
+	told := make(chan struct{})
+	tell := sync.OnceFunc(func() { close(told) })
+	defer tell()
 	p, pid, err := s.start(args, func(line string) {
+		<-told
 		log.Info().Str("line", line).Msg("a job's daemon says")
 		one.send(event{Stderr: line})
 	})
@@ -59,10 +64,9 @@ func (s *Service) session(l *link.Link) {
 	}
 	s.started.Add(1)
 	begin := time.Now()
-	log = log.With().Int("pid", pid).Logger()
-	log.Info().Msg("started a job's daemon")
-	how := one.run(p, pid)
-	log.Info().Stringer("after", time.Since(begin).Round(time.Millisecond)).Str("how", how).Msg("a job's daemon has ended")
+	log.Info().Int("pid", pid).Msg("started a job's daemon")
+	how := one.run(p, pid, tell)
+	log.Info().Int("pid", pid).Stringer("after", time.Since(begin).Round(time.Millisecond)).Str("how", how).Msg("a job's daemon has ended")
 	leave()
 	select { // the caller has it all when it closes the link
 	case <-l.Done():
@@ -104,8 +108,10 @@ func (s *session) request() (args []string, err error) {
 }
 
 // run connects the daemon with its caller, and returns when it has ended.
-func (s *session) run(p allocator.Process, pid int) (how string) {
-	if err := s.send(event{Started: pid}); err != nil {
+func (s *session) run(p allocator.Process, pid int, told func()) (how string) {
+	err := s.send(event{Started: pid})
+	told()
+	if err != nil {
 		p.Close()
 		return err.Error()
 	}
@@ -127,9 +133,8 @@ func (s *session) run(p allocator.Process, pid int) (how string) {
 			}
 		}
 	}()
-	err := p.Wait()
-	e := verdict(err)
-	s.send(event{Ended: e})
+	err = p.Wait()
+	s.send(event{Ended: verdict(err)})
 	// The rest of what it said is on its way until the caller takes it, or is gone.
 	said.Wait()
 	p.Close()
