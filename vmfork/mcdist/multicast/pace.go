@@ -65,8 +65,8 @@ const (
 	// maxLag is how many bytes may wait in a receiver's socket: a part of its buffer, for it may not be scheduled for some
 	// time. How long they wait is no sign by itself: on a busy host that may be 20 ms although it follows easily.
 	maxLag = receiveBuffer / 8
-	// catchUp is how much sending may be made up for when the sender was not scheduled.
-	catchUp = 6 * time.Millisecond
+	// catchUp is how much sending may be made up for when the sender was not scheduled: what may queue anyway.
+	catchUp = 12 * time.Millisecond
 	// wireHeaders are Ethernet's, IP's and UDP's.
 	wireHeaders = 14 + 20 + 8
 	// baseFor is how long the least loss counts.
