@@ -177,6 +177,11 @@ func (d *daemon) Progress(step string) { d.tell(event{Progress: step}) }
 // Gone implements [Events].
 func (d *daemon) Gone(member int, reason error) { d.tell(event{Member: member, Gone: reason.Error()}) }
 
+// Severed implements [Events].
+func (d *daemon) Severed(host int, reason error) {
+	d.tell(event{Host: host, Severed: reason.Error()})
+}
+
 // tell opens a stream for an event: there are few.
 func (d *daemon) tell(v event) {
 	ctx, cancel := context.WithTimeout(d.ctx, headerLimit)
@@ -288,6 +293,25 @@ func (r *remote) Begin(args Begin, _ *int) error {
 	go d.acceptLinks()
 	go mesh.Serve(d.head, 0, d.stream)
 	return c.JoinMesh(d.ctx, mesh, args.Connection)
+}
+
+// Meet connects to all hosts of a lower number but the coordinator's.
+func (r *remote) Meet(limit time.Duration, _ *int) error {
+	return r.with(limit, func(ctx context.Context, c *Carrier) error {
+		for host := 1; host < c.cfg.Number; host++ {
+			l, err := r.d.mesh.Link(ctx, host)
+			if err != nil {
+				return err
+			}
+			go func() {
+				<-l.Done()
+				if r.d.ctx.Err() == nil {
+					r.d.Severed(host, l.Err())
+				}
+			}()
+		}
+		return nil
+	})
 }
 
 // carrier is the daemon's, if it knows its job.

@@ -94,6 +94,8 @@ type Events interface {
 	Progress(step string)
 	// Gone is the end of a machine that nobody asked for.
 	Gone(member int, reason error)
+	// Severed is the end of the link to another host.
+	Severed(host int, reason error)
 	// Call is a connection to the VM fork API that a process in a machine has
 	// opened. call names the process's call, if it may fork the machine.
 	Call(member int, call string, conn net.Conn)

@@ -49,6 +49,12 @@ func Connect(ctx context.Context, mesh *Mesh, host int, begin Begin, events Even
 	return r, r.call(ctx, "Begin", begin, new(int))
 }
 
+// Meet has the host connect to those of a lower number, all of which have begun.
+// From then on it tells when it does not reach one of them any more.
+func (r *Remote) Meet(ctx context.Context) error {
+	return r.call(ctx, "Meet", timeLeft(ctx), new(int))
+}
+
 // Done is closed when the host cannot be reached any more.
 func (r *Remote) Done() <-chan struct{} { return r.link.Done() }
 
@@ -60,6 +66,8 @@ type event struct {
 	Notice, Detail, Progress string
 	Member                   int
 	Gone                     string
+	Host                     int    // the link to which
+	Severed                  string // ended, for this reason
 }
 
 // receive takes a stream that the other daemon has opened.
@@ -80,6 +88,8 @@ func receive(kind byte, conn net.Conn, events Events) {
 				events.Detail(v.Detail)
 			case v.Progress != "":
 				events.Progress(v.Progress)
+			case v.Severed != "":
+				go events.Severed(v.Host, errors.New(v.Severed))
 			default:
 				go events.Gone(v.Member, errors.New(v.Gone))
 			}

@@ -118,7 +118,7 @@ func (e *Engine) clones(ctx context.Context, t *grant, g *generation, parent *ma
 			waited := time.Since(began)
 			s, err := e.start(each, m, fork)
 			if err != nil {
-				return err
+				return m.host.blame(err)
 			}
 			e.mu.Lock()
 			delete(e.warm, who.Member)

@@ -117,10 +117,7 @@ func (e *Engine) on(host int, line string) string {
 // Gone implements [carrier.Events].
 func (v events) Gone(member int, reason error) {
 	if m := v.e.machine(member); m != nil {
-		if v.host != 0 {
-			reason = fmt.Errorf("host %s: %w", m.Host, reason)
-		}
-		v.e.lose(m, reason)
+		v.e.lose(m, m.host.blame(reason))
 	}
 }
 

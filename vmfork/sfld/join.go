@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 
@@ -206,6 +207,9 @@ func (e *Engine) connect(ctx context.Context, args JoinArgs, peers []carrier.Pee
 	e.mu.Lock()
 	e.hosts = sites
 	e.mu.Unlock()
+	if err := meet(ctx, hosts, sites[1:]); err != nil {
+		return err
+	}
 	e.local.Node().Prepare() // hosts listen by now, and the answer is wanted soon
 	for _, s := range sites[1:] {
 		e.background.Go(func() { e.watch(s) })
@@ -213,14 +217,50 @@ func (e *Engine) connect(ctx context.Context, args JoinArgs, peers []carrier.Pee
 	return nil
 }
 
-// watch ends what a host carried that is gone.
-func (e *Engine) watch(s *site) {
-	r := s.Host.(*carrier.Remote)
-	select {
-	case <-r.Done():
-	case <-e.ctx.Done():
-		return
+// meetLimit is how long hosts may take to connect to each other.
+const meetLimit = 30 * time.Second
+
+// meet has hosts connect to each other, for their machines will want to.
+func meet(ctx context.Context, hosts []allocator.Host, sites []*site) error {
+	ctx, cancel := context.WithTimeout(ctx, meetLimit)
+	defer cancel()
+	errs := make([]error, len(sites))
+	var group errgroup.Group
+	for i, s := range sites {
+		group.Go(func() error {
+			errs[i] = s.Host.(*carrier.Remote).Meet(ctx)
+			return nil
+		})
 	}
+	group.Wait()
+	return allocator.CollectErrors(hosts, errs)
+}
+
+// severedDelay is how much later than a host the coordinator may find out that
+// another has died.
+const severedDelay = 5 * time.Second
+
+// Severed implements [carrier.Events]. Two hosts that live and do not reach each
+// other are of no use together: one of them has to go.
+func (v events) Severed(host int, reason error) {
+	e := v.e
+	e.mu.Lock()
+	here, there := e.hosts[v.host], e.hosts[host]
+	e.mu.Unlock()
+	for _, s := range []*site{here, there} {
+		select {
+		case <-s.Host.(*carrier.Remote).Done():
+			return // that was it
+		case <-time.After(severedDelay / 2):
+		case <-e.ctx.Done():
+			return
+		}
+	}
+	e.abandon(here, fmt.Errorf("hosts %s and %s do not reach each other: %w", there.Name(), here.Name(), reason))
+}
+
+// abandon ends all that a host carries.
+func (e *Engine) abandon(s *site, reason error) {
 	e.mu.Lock()
 	s.carries = false
 	var lost []*machine
@@ -231,11 +271,22 @@ func (e *Engine) watch(s *site) {
 	}
 	e.mu.Unlock()
 	if len(lost) == 0 { // who wants something of it will be told
-		e.notify(Notice{Detail: fmt.Sprintf("%v; it carried nothing", r.Err())})
+		e.notify(Notice{Detail: fmt.Sprintf("%v; %s carried nothing", reason, s.Name())})
 	}
 	for _, m := range lost {
-		go e.lose(m, fmt.Errorf("%s: %w", m.Name, r.Err()))
+		go e.lose(m, fmt.Errorf("%s: %w", m.Name, reason))
 	}
+}
+
+// watch ends what a host carried that is gone.
+func (e *Engine) watch(s *site) {
+	r := s.Host.(*carrier.Remote)
+	select {
+	case <-r.Done():
+	case <-e.ctx.Done():
+		return
+	}
+	e.abandon(s, r.Err())
 }
 
 // accept takes the links of other hosts, which want blocks.

@@ -23,6 +23,14 @@ type site struct {
 	used int // of them; guarded by Engine.mu
 }
 
+// blame names the host in the error of something that happened there.
+func (s *site) blame(err error) error {
+	if s.number == 0 {
+		return err
+	}
+	return fmt.Errorf("host %s: %w", s.Name(), err)
+}
+
 // carriers are the hosts that carry clones.
 func (e *Engine) carriers() (all []*site) {
 	e.mu.Lock()
