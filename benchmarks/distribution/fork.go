@@ -183,7 +183,9 @@ func (b *bench) tellFork(samples map[mcdist.Mode]map[int][]forked) {
 			b.record.add("descriptor_ms"+at, figures.Median("ms", fmt.Sprintf("until %d hosts have the descriptor: %s", k, where), all(side.mode, k, first)))
 			b.record.add("descriptor_again_ms"+at, figures.Median("ms", fmt.Sprintf("until %d hosts have the next descriptor of the job: %s", k, where), all(side.mode, k, again)))
 			b.record.add("working_set_ms"+at, figures.Median("ms", fmt.Sprintf("until %d hosts have the working set, too: %s", k, where), all(side.mode, k, workingSet)))
-			b.record.add("descriptor_cpu_ms"+at, figures.Median("ms", fmt.Sprintf("processor time of each of %d hosts for the next descriptor: %s", k, where), all(side.mode, k, func(f forked) float64 { return f.cpu })))
+			if side.mode == mcdist.Auto {
+				b.record.add("descriptor_cpu_ms"+at, figures.Median("ms", fmt.Sprintf("processor time of each of %d hosts for the next descriptor: %s", k, where), all(side.mode, k, func(f forked) float64 { return f.cpu })))
+			}
 			b.record.add("wire_bytes"+at, figures.Median("bytes", fmt.Sprintf("that the origin's link carried for %d hosts: %s", k, where), all(side.mode, k, bytes)))
 		}
 	}

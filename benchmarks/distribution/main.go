@@ -83,7 +83,7 @@ func run(ctx context.Context) error {
 	flag.IntVar(&b.rounds, "rounds", 5, "measurements of each side")
 	flag.IntVar(&b.jobs, "jobs", 200, "jobs of the part hang")
 	flag.Int64Var(&b.rate, "rate", 300, "Mbit/s of the links of the part bulk")
-	flag.Int64Var(&b.forkRate, "fork-rate", 1000, "Mbit/s of the links of the part fork")
+	flag.Int64Var(&b.forkRate, "fork-rate", 200, "Mbit/s of the links of the part fork")
 	flag.Parse()
 	names = strings.Split(*chosen, ",")
 	for _, name := range names {

@@ -24,7 +24,10 @@ type udpcastRun struct {
 // It is timed to its advantage: not from the command but from the moment when the sender, which knows all of its receivers
 // then, says that it starts, and not until the programs end (a receiver stays half a second in case its last
 // acknowledgement is lost) but until the data is all there. What it receives goes into a pipe, and so nowhere.
-func (h *hosts) udpcast(ctx context.Context, path string, size int64, options ...string) (r udpcastRun, err error) {
+//
+// started is called when it starts to send. Until then no packet may be lost: a receiver that does not get the one answer
+// to its request to join ends with an error.
+func (h *hosts) udpcast(ctx context.Context, path string, size int64, started func() error, options ...string) (r udpcastRun, err error) {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	ended := make([]int64, len(h.workers)-1)
@@ -61,7 +64,7 @@ func (h *hosts) udpcast(ctx context.Context, path string, size int64, options ..
 	if errors.Join(errs...) == nil {
 		time.Sleep(200 * time.Millisecond) // the receivers start
 		before, trafficErr := h.traffic(0)
-		began, sendErr = h.udpSend(ctx, path, options)
+		began, sendErr = h.udpSend(ctx, path, started, options)
 		if sendErr != nil {
 			cancel()
 		}
@@ -78,11 +81,9 @@ func (h *hosts) udpcast(ctx context.Context, path string, size int64, options ..
 }
 
 // udpSend runs the sender and returns when it started to send.
-func (h *hosts) udpSend(ctx context.Context, path string, options []string) (began int64, err error) {
+func (h *hosts) udpSend(ctx context.Context, path string, started func() error, options []string) (began int64, err error) {
 	cmd := h.Host(0).Command(ctx, "udp-sender", append([]string{
 		"--file", path, "--nokbd", "--interface", "eth0", "--min-receivers", fmt.Sprint(len(h.workers) - 1), "--start-timeout", "30",
-		// A receiver's question to join may be lost as well; then the sender's next call finds it.
-		"--rexmit-hello-interval", "200",
 	}, options...)...)
 	cmd.Stdout = io.Discard
 	messages, err := cmd.StderrPipe()
@@ -93,11 +94,13 @@ func (h *hosts) udpSend(ctx context.Context, path string, options []string) (beg
 		return 0, err
 	}
 	var last string
+	var startErr error
 	lines := bufio.NewScanner(messages)
 	lines.Split(linesAndReturns)
 	for lines.Scan() {
 		if strings.HasPrefix(lines.Text(), "Starting transfer") && began == 0 {
 			began = now()
+			startErr = started()
 		}
 		if s := strings.TrimSpace(lines.Text()); s != "" {
 			last = s
@@ -109,7 +112,7 @@ func (h *hosts) udpSend(ctx context.Context, path string, options []string) (beg
 	if began == 0 {
 		return 0, fmt.Errorf("udp-sender did not say when it started: %s", last)
 	}
-	return began, nil
+	return began, startErr
 }
 
 // linesAndReturns splits what is written for a terminal, where a line may be written over.
