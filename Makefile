@@ -77,7 +77,7 @@ check: lint test-parts test-whole
 
 # One package at a time: the clones of a test want the cores for themselves.
 test-parts: check-go $(PRELOADS)
-	CGO_ENABLED=1 $(GO) test $(AS_ROOT) -race -count=1 -p 1 -timeout 15m $$($(GO) list ./... | grep -v /e2e)
+	CGO_ENABLED=1 $(GO) test $(AS_ROOT) -race -count=1 -p 1 -timeout 15m $(if $(MPIRUN_SF_TEST_ALL),,-short) $$($(GO) list ./... | grep -v /e2e)
 
 test-whole: check-go $(PRELOADS)
 	$(GO) test $(AS_ROOT) -count=1 -p 1 -timeout 90m $(WHOLE)
