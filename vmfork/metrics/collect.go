@@ -2,6 +2,7 @@ package metrics
 
 import (
 	"strings"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 )
@@ -82,7 +83,7 @@ func (s State) collect(out chan<- prometheus.Metric) {
 	gauge(jobInfo, 1, label(s.User), label(strings.Join(s.Command, " ")), label(s.Version))
 	gauge(jobRanks, float64(s.Ranks))
 	gauge(jobBegan, float64(s.Began.UnixMilli())/1000)
-	out <- s.Pauses.metric(pauses, job)
+	out <- s.Pauses.metric(pauses, bounds, job)
 
 	type place struct{ host, state string }
 	number, carried := map[place]int{}, map[string]int{}
@@ -141,7 +142,7 @@ func (p Paging) collect(image, host, job string, count func(*prometheus.Desc, in
 	count(bytesBy, p.Written, host, image, "written")
 	count(zeros, p.ZeroBlocks, host, image)
 	count(failed, p.Errors, host, image)
-	out <- p.Latency.metric(latency, job, host, image)
+	out <- p.Latency.metric(latency, readBounds, job, host, image)
 }
 
 func (m Moved) collect(host string, count func(*prometheus.Desc, int64, ...string)) {
@@ -166,12 +167,22 @@ func (m Moved) collect(host string, count func(*prometheus.Desc, int64, ...strin
 	}
 }
 
-func (d Distribution) metric(as *prometheus.Desc, labels ...string) prometheus.Metric {
+// metric tells all buckets, whether they count anything or not: Prometheus adds
+// up and compares those of many jobs and times, which must have the same. Of the
+// last bound it is not told, for its bucket has what is longer, too.
+func (d Distribution) metric(as *prometheus.Desc, bounds []time.Duration, labels ...string) prometheus.Metric {
 	cumulative := map[float64]uint64{}
 	var n uint64
-	for _, b := range d.Buckets {
+	next := 0
+	for _, bound := range bounds[:len(bounds)-1] {
+		for next < len(d.Buckets) && d.Buckets[next].UpTo.Duration() <= bound {
+			n += uint64(max(0, d.Buckets[next].Count))
+			next++
+		}
+		cumulative[bound.Seconds()] = n
+	}
+	for _, b := range d.Buckets[next:] {
 		n += uint64(max(0, b.Count))
-		cumulative[b.UpTo.Duration().Seconds()] = n
 	}
 	return prometheus.MustNewConstHistogram(as, n, d.Sum.Duration().Seconds(), cumulative, labels...)
 }

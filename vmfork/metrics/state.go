@@ -103,11 +103,19 @@ func PagingOf(c memtap.Counters) Paging {
 		Pushed: c.BytesPushed, ZeroBlocks: c.ZeroBlocks, OwnBlocks: c.LocalBlocks, Writes: c.Writes, Written: c.BytesWritten, Errors: c.Errors,
 	}
 	for i, n := range c.Latency {
-		// Of those below 2^i µs the middle is between that and its half; below 1 µs there are none.
-		p.Latency.add(time.Microsecond<<i, time.Microsecond<<i*3/4, n)
+		// Of those below 2^i µs the middle is between that and its half.
+		p.Latency.add(readBounds[i], readBounds[i]*3/4, n)
 	}
 	return p
 }
+
+// readBounds are those of memtap's histogram.
+var readBounds = func() (all []time.Duration) {
+	for i := range (memtap.Histogram{}) {
+		all = append(all, time.Microsecond<<i)
+	}
+	return all
+}()
 
 // Moved is what mcdist did between hosts.
 type Moved struct {
