@@ -100,8 +100,8 @@ func (l *Listener) AcceptLink() (*Link, error) {
 // Close closes the port. Links go on.
 func (l *Listener) Close() error {
 	l.close.Do(func() {
-		close(l.closed)
 		l.tcp.Close()
+		close(l.closed)
 		l.handshakes.closeAll()
 	})
 	return nil

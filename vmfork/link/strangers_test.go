@@ -1,7 +1,6 @@
 package link
 
 import (
-	"context"
 	"crypto/ed25519"
 	"crypto/rand"
 	"crypto/tls"
@@ -9,7 +8,6 @@ import (
 	"io"
 	"net"
 	"os"
-	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -282,55 +280,6 @@ func TestWhoHasProvedItselfMakesNoRoom(t *testing.T) {
 	}
 }
 
-// TestNothingIsLeft counts goroutines: everything here has one or more.
-func TestNothingIsLeft(t *testing.T) {
-	before := runtime.NumGoroutine()
-	id, friend := identity(t), identity(t)
-	ctx, cancel := context.WithCancel(t.Context())
-	l, err := Listen(ctx, id, "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	l.Allow(friend.fp)
-	for range 10 {
-		a, err := Dial(ctx, friend, l.Addr().String(), id.fp)
-		if err != nil {
-			t.Fatal(err)
-		}
-		b, err := l.AcceptLink()
-		if err != nil {
-			t.Fatal(err)
-		}
-		for range 3 { // of which some are accepted, and some closed
-			s, err := a.Open(ctx, 1)
-			if err != nil {
-				t.Fatal(err)
-			}
-			c, err := b.Dial(ctx, 2)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if _, _, err := b.Accept(); err != nil {
-				t.Fatal(err)
-			}
-			s.Close()
-			c.Close()
-			if _, err := a.Dial(ctx, 3); err != nil {
-				t.Fatal(err)
-			}
-		}
-		b.Close()
-		<-a.Done()
-	}
-	cancel()
-	for deadline := time.Now().Add(time.Minute); runtime.NumGoroutine() > before; time.Sleep(5 * time.Millisecond) {
-		if time.Now().After(deadline) {
-			stacks := make([]byte, 1<<20)
-			t.Fatalf("%d goroutines, and %d before:\n%s", runtime.NumGoroutine(), before, stacks[:runtime.Stack(stacks, true)])
-		}
-	}
-}
-
 func TestWhoHasMostMakesRoom(t *testing.T) {
 	h := handshakes{most: 4}
 	conns, entered := map[string]*fakeConn{}, map[string]*handshake{}
@@ -387,67 +336,5 @@ func TestConnectionsOfNoLink(t *testing.T) {
 	}
 	if own.Err() != nil {
 		t.Errorf("the link ended: %v", own.Err())
-	}
-}
-
-func TestMessagesThatAreNone(t *testing.T) {
-	id, friend := identity(t), identity(t)
-	l, _ := guarded(t, id)
-	l.AllowHost("h2", friend.fp)
-	for _, m := range []struct{ what, kind byte }{{0, 0}, {99, 0}, {controlCall, 1}} {
-		a, err := Dial(t.Context(), friend, l.Addr().String(), id.fp)
-		if err != nil {
-			t.Fatal(err)
-		}
-		b, err := l.AcceptLink()
-		if err != nil {
-			t.Fatal(err)
-		}
-		a.send(m.what, newToken(), m.kind) // the answer to which may come before it returns
-		<-b.Done()
-		if err := b.Err(); !strings.Contains(err.Error(), "host h2 failed: it sent") {
-			t.Errorf("%v", err)
-		}
-		<-a.Done()
-		if err := a.Err(); !strings.HasSuffix(err.Error(), "closed the connection") {
-			t.Errorf("the dialler: %v", err)
-		}
-	}
-	// An answer to nothing is no harm.
-	a := meets(t, l, friend)
-	if err := a.send(controlCannot, newToken(), 0); err != nil {
-		t.Error(err)
-	}
-	if err := a.send(controlTell, newToken(), 0); err != nil {
-		t.Error(err)
-	}
-	s, err := a.Open(t.Context(), 1)
-	if err != nil {
-		t.Fatal(err)
-	}
-	s.Close()
-}
-
-func TestFingerprintText(t *testing.T) {
-	id := identity(t)
-	text, err := id.fp.MarshalText()
-	if err != nil || len(text) != 43 {
-		t.Fatalf("%q, %v", text, err)
-	}
-	var read Fingerprint
-	if err := read.UnmarshalText(text); err != nil || read != id.fp {
-		t.Errorf("%v, %v", read, err)
-	}
-	for _, bad := range []string{"", "x", string(text) + "A", strings.Repeat("!", 43), strings.Repeat("_", 43), "\n" + string(text[1:])} {
-		if err := read.UnmarshalText([]byte(bad)); err == nil {
-			t.Errorf("%q was read as %v", bad, read)
-		}
-	}
-	again, err := IdentityOf(id.cert.PrivateKey.(ed25519.PrivateKey))
-	if err != nil || again.fp != id.fp {
-		t.Errorf("the same key has the fingerprint %v: %v", again.fp, err)
-	}
-	if _, err := IdentityOf(nil); err == nil {
-		t.Error("no key is an identity")
 	}
 }
