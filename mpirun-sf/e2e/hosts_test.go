@@ -77,10 +77,30 @@ func newFarm(dir string, n int) (*farm, error) {
 			return nil, err
 		}
 	}
+	if err := f.addUser(ctx); err != nil {
+		c.Close()
+		return nil, err
+	}
 	for _, h := range c.Hosts() {
 		f.before = append(f.before, f.has(h.Number))
 	}
 	return f, nil
+}
+
+// addUser makes the user that sudo is called by one of the first host's, with the
+// keys that root has: with theirs the launcher logs in to the others.
+func (f *farm) addUser(ctx context.Context) error {
+	const script = `
+mkdir -m 755 "$1"
+cp -a "$HOME/.ssh" "$1"
+chown -R "$2:$3" "$1"
+echo "user:x:$2:$3::$1:/bin/sh" >> /etc/passwd`
+	home := filepath.Join(f.Dir(), "user")
+	cmd := f.Host(0).Command(ctx, "sh", "-e", "-c", script, "sh", home, strconv.Itoa(uid), strconv.Itoa(gid))
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("add a user to host0: %w: %s", err, out)
+	}
+	return nil
 }
 
 func (f *farm) cache(host int) string {
