@@ -142,7 +142,7 @@ func (f *farm) has(host int) string {
 	defer cancel()
 	// The processes of a session of SSH have no mark that they could be known by.
 	const script = `
-ps -eo args | grep -v -e '^testcluster-' -e '^ps ' -e '^grep ' -e '^sort' -e '^sh -c' -e '^setpriv ' | sort
+ps -eo args | grep -v -e '^testcluster-' -e '^ps ' -e '^grep ' -e '^sed ' -e '^sort' -e '^sh -c' -e '^setpriv ' | sed 's/[0-9]* of [0-9-]* startups//' | sort
 ip -o link | sed 's/^[0-9]*: \([^:@]*\).*/link \1/'
 ip -o -d link show type vxlan
 awk '{ print "mount", $5 }' /proc/self/mountinfo
