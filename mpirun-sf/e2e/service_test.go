@@ -67,8 +67,14 @@ func (f *farm) serve(t *testing.T, host int, key string) *service {
 	}
 	before := f.before[host]
 	t.Cleanup(func() {
-		s.Process.Kill()
+		// Told twice it ends at once, and takes its socket with it.
+		for range 2 {
+			s.Process.Signal(syscall.SIGTERM)
+			time.Sleep(50 * time.Millisecond)
+		}
+		late := time.AfterFunc(20*time.Second, func() { s.Process.Kill() })
 		s.Wait()
+		late.Stop()
 		f.before[host] = before
 	})
 	s.awaits(t, "serving launchers")
@@ -214,6 +220,22 @@ func (f *farm) lists(t *testing.T) {
 			if !regexp.MustCompile(fmt.Sprintf(`clone-%d +host%d +\S+ +1 .*running`, n+1, n)).MatchString(r.stdout) {
 				t.Errorf("%v does not tell of host%d:\n%s", args, n, r.stdout)
 			}
+		}
+	}
+}
+
+// TestClusterServiceDown: hosts where no service listens are named.
+func TestClusterServiceDown(t *testing.T) {
+	f := hosts.begin(t)
+	key := filepath.Join(t.TempDir(), "cluster.key")
+	if out, err := exec.Command(launcher, "sfld", "--make-key", key).CombinedOutput(); err != nil {
+		t.Fatalf("make a key: %v: %s", err, out)
+	}
+	r := f.start(t, command{args: f.over(farmSize, []string{"--service", "--cluster-key", key, "-np", "3", example("hello")})}).wait()
+	r.fails(t, 1)
+	for _, host := range []string{"host1", "host2"} {
+		if want := host + ": no service listens at " + host + ":17470"; !strings.Contains(r.stderr, want) {
+			t.Errorf("the error does not say %q:\n%s", want, r.stderr)
 		}
 	}
 }
