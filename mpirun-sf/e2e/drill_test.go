@@ -344,28 +344,39 @@ func TestDrillLoss(t *testing.T) {
 	}
 }
 
-// TestDrillFullDisk: a host's disk has no room for what the clones fetch or write.
+// TestDrillFullDisk: a host's disk has no room for what the clones fetch, or for
+// what they write.
 func TestDrillFullDisk(t *testing.T) {
 	f := drillFarm(t)
 	cache := filepath.Join(f.cache(1), "mpirun-sf")
 	if err := os.MkdirAll(cache, 0o700); err != nil {
 		t.Fatal(err)
 	}
-	out, err := f.Host(1).Command(t.Context(), "mount", "-t", "tmpfs", "-o", "size=64k,mode=700", "tmpfs", cache).CombinedOutput()
-	if err != nil {
-		t.Fatalf("make a small disk: %v: %s", err, out)
+	limited := func(size string) (whole func()) {
+		out, err := f.Host(1).Command(t.Context(), "mount", "-t", "tmpfs", "-o", "mode=700,size="+size, "tmpfs", cache).CombinedOutput()
+		if err != nil {
+			t.Fatalf("make a small disk: %v: %s", err, out)
+		}
+		f.before[1] = f.has(1)
+		return func() {
+			if out, err := f.Host(1).Command(t.Context(), "umount", cache).CombinedOutput(); err != nil {
+				t.Fatalf("take the small disk away: %v: %s", err, out)
+			}
+			f.before[1] = f.has(1)
+		}
 	}
-	f.before[1] = f.has(1)
-	run := f.start(t, command{args: f.over(farmSize, []string{"-np", "4", example("files")}), dir: t.TempDir()})
-	r := run.endsInTime(t, defaultLimit)
-	if r.status != 0 {
-		r.fails(t, -1, "host1", "no space left")
-	}
-	t.Logf("status %d\n%s", r.status, r.stderr)
-	if out, err := f.Host(1).Command(t.Context(), "umount", cache).CombinedOutput(); err != nil {
-		t.Fatalf("take the small disk away: %v: %s", err, out)
-	}
-	f.before[1] = f.has(1)
+	t.Run("clones start", func(t *testing.T) {
+		defer limited("64k")()
+		run := f.start(t, command{args: f.over(farmSize, []string{"-np", "3", example("ring")})})
+		run.endsInTime(t, defaultLimit).fails(t, -1, "host1", "no space left")
+	})
+	t.Run("ranks write", func(t *testing.T) {
+		defer limited("150m")()
+		run := f.start(t, command{args: f.over(farmSize, []string{"-np", "3", compile(t, "gcc", "testdata/fill.c"), "/var/tmp/file", "200"})})
+		run.awaitOutput("filling", 3)
+		// Whether its program hears of it, or the clone cannot go on.
+		run.endsInTime(t, defaultLimit).fails(t, -1, "clone-2")
+	})
 	f.works(t)
 }
 
