@@ -39,9 +39,6 @@ func Publish(ctx context.Context, dir, job string, s Source) (close func(), err 
 	if err := Clean(dir); err != nil {
 		return nil, fmt.Errorf("publish the job's state: %w", err)
 	}
-	if err := Clean(dir); err != nil {
-		return nil, fmt.Errorf("publish the job's state: %w", err)
-	}
 	end, err := ServeUnix(filepath.Join(dir, job+suffix), jobHandler(s))
 	if err != nil {
 		return nil, fmt.Errorf("publish the job's state: %w", err)
