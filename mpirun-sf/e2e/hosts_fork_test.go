@@ -221,12 +221,12 @@ meet() {
 	cat disk /dev/shm/memory | cksum
 	cat mark /dev/shm/mark 2>/dev/null
 	./net answer 7000 "this is $1" $DIR/out/$1.heard &
-	for i in $(seq 300); do grep -qs ready $DIR/out/$1.heard && break; sleep 0.1; done
+	for i in $(seq 100); do grep -qs ready $DIR/out/$1.heard && break; sleep 0.3; done
 	echo "$1 $(sf whoami | cut -d ' ' -f 3):7000" >$DIR/out/$1.here
-	for i in $(seq 600); do [ $(ls $DIR/out | grep -c here) = 7 ] && break; sleep 0.1; done
+	for i in $(seq 240); do [ $(ls $DIR/out | grep -c here) = 7 ] && break; sleep 0.5; done
 	./net insist $(cat $DIR/out/*.here | cut -d ' ' -f 2)
 	echo done >$DIR/out/$1.done
-	for i in $(seq 600); do [ $(ls $DIR/out | grep -c done) = 7 ] && break; sleep 0.1; done
+	for i in $(seq 240); do [ $(ls $DIR/out | grep -c done) = 7 ] && break; sleep 0.5; done
 }
 fork 2
 if [ $id != 0 ]; then
@@ -288,7 +288,7 @@ if [ $id != 0 ]; then
 	head -c 2M /dev/urandom >/dev/shm/kept && echo then >when && cksum </dev/shm/kept >$DIR/kept/sum
 	set -- $(sf checkpoint) && c=$1 id=$2
 	if [ $id != 0 ]; then
-		{ sf whoami; cat when; cksum </dev/shm/kept; } >$DIR/kept/$(sf whoami | cut -d ' ' -f 2) 2>&1
+		{ sf whoami; cat when; cksum </dev/shm/kept; } >$DIR/kept/of.$(sf whoami | cut -d ' ' -f 1,7 | tr ' ' .) 2>&1
 		sf exit $((20 + id))
 	fi
 	echo now >when; echo other >/dev/shm/kept
@@ -305,7 +305,7 @@ sf join -t 200 $t; cat when; alone`)
 		t.Errorf("the clone's joins got %q, want %q", got, want)
 	}
 	on := map[string]int{}
-	clones, err := filepath.Glob(filepath.Join(v.dir, "kept/clone-*"))
+	clones, err := filepath.Glob(filepath.Join(v.dir, "kept/of.*"))
 	if err != nil || len(clones) != 3 {
 		t.Fatalf("instead of three clones there are %v, %v", clones, err)
 	}
