@@ -23,9 +23,10 @@ type site struct {
 	used int // of them; guarded by Engine.mu
 }
 
-// blame names the host in the error of something that happened there.
+// blame names the host in the error of something that happened there, unless it
+// is named already.
 func (s *site) blame(err error) error {
-	if s.number == 0 {
+	if s.number == 0 || strings.Contains(err.Error(), "host "+s.Name()) {
 		return err
 	}
 	return fmt.Errorf("host %s: %w", s.Name(), err)
