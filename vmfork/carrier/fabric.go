@@ -283,6 +283,11 @@ func (c *Carrier) openLayers(ctx context.Context, f *fabric, d *descriptor.Descr
 				c.drop(layers)
 				return nil, err
 			}
+			if i == len(d.MemoryImage.Slices)-1 || i == len(d.Maps)-1 {
+				// The checkpoint's, on which all generations of the job are: what has
+				// come of it is kept for forks to come.
+				c.hold([]*slice.Slice{s})
+			}
 		}
 		layers = append(layers, s)
 	}
