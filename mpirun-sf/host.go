@@ -32,6 +32,8 @@ type host struct {
 	ticket ticket.Ticket
 }
 
+func newHost(j *job) *host { return &host{job: j, told: j.notice, leave: func() {}} }
+
 func (j *host) check() error {
 	if j.parentRanks {
 		return errParentRanks

@@ -92,7 +92,7 @@ func imageBuild(c *cli.Context) error {
 	if err != nil {
 		return fmt.Errorf("--memory %s: it is a size from 128M, such as 512M or 2G", c.String("memory"))
 	}
-	j := &host{job: newJob(options{ppn: c.Int("ppn"), memory: memory})}
+	j := newHost(newJob(options{ppn: c.Int("ppn"), memory: memory}))
 	j.program = program
 	if j.user, err = findCaller(); err != nil {
 		return err

@@ -61,7 +61,7 @@ func launchJob(ctx context.Context, o options) error {
 	if vm, ok := findVM(ctx, j); ok {
 		return j.run(ctx, vm)
 	}
-	return j.run(ctx, &host{job: j, told: j.notice})
+	return j.run(ctx, newHost(j))
 }
 
 func (j *job) run(ctx context.Context, s site) (err error) {

@@ -28,7 +28,7 @@ type vm struct {
 
 // runVM starts a machine, runs a command in it, and ends it.
 func runVM(ctx context.Context, o vmOptions) (err error) {
-	v := &vm{host: &host{job: newJob(o.options)}, vmOptions: o, at: vmName{o.name}, gone: make(chan string, 1)}
+	v := &vm{host: newHost(newJob(o.options)), vmOptions: o, at: vmName{o.name}, gone: make(chan string, 1)}
 	v.told = v.notice
 	if err := v.check(ctx); err != nil {
 		return err
