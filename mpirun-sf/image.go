@@ -92,7 +92,7 @@ func imageBuild(c *cli.Context) error {
 	if err != nil {
 		return fmt.Errorf("--memory %s: it is a size from 128M, such as 512M or 2G", c.String("memory"))
 	}
-	j := newHost(newJob(options{ppn: c.Int("ppn"), memory: memory}))
+	j := newHost(newJob(options{ppn: c.Int("ppn"), memory: memory, hostOptions: hostOptions{allocator: "local"}}))
 	j.program = program
 	if j.user, err = findCaller(); err != nil {
 		return err
@@ -108,7 +108,7 @@ func imageBuild(c *cli.Context) error {
 			tui.Notice("image %.12s is there already, and its checkpoint", p.Image)
 		}
 	}
-	return errors.Join(err, j.daemon.Close())
+	return errors.Join(err, j.close())
 }
 
 func mustGetwd() string {
