@@ -160,7 +160,8 @@ func (c *Carrier) Unreserve(id string) {
 // dirtied pages of a fork, the blocks that came from another host. It has a name
 // only for as long as it takes to open it, and its space goes with the job.
 func (c *Carrier) scratch(open func(path string) (*slice.Slice, error)) (*slice.Slice, error) {
-	path := filepath.Join(c.scratchDir(), fmt.Sprintf("%s%s-%d", tmpFiles, c.cfg.Job, c.number()))
+	// Hosts may share the folder.
+	path := filepath.Join(c.scratchDir(), fmt.Sprintf("%s%s-%d-%d", tmpFiles, c.cfg.Job, c.cfg.Number, c.number()))
 	defer os.Remove(path)
 	return open(path)
 }
