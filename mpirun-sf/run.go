@@ -110,7 +110,8 @@ func (j *job) run(ctx context.Context, s site) (err error) {
 	}
 	tui.EndStep()
 	run := launch.Job{
-		Name: j.id, Argv: append([]string{j.program}, j.argv[1:]...), Env: j.environment(), Dir: j.dir, User: j.user.User, UCX: j.ucx,
+		Name: j.id, User: j.user.User, UCX: j.ucx,
+		Apps:   []launch.App{{Argv: append([]string{j.program}, j.argv[1:]...), Env: j.environment(), Dir: j.dir, Ranks: j.np}},
 		Places: places, Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr, Label: j.label,
 		StartLimit: j.startLimit, Signals: j.signals, Lost: j.lost,
 		Notice: func(line string) { tui.Notice("%s", line) },

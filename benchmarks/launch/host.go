@@ -86,8 +86,8 @@ func (h *host) connect(ctx context.Context, t ticket.Ticket, program string) err
 func (h *host) run(ctx context.Context, argv ...string) (time.Duration, error) {
 	h.jobs++
 	job := launch.Job{
-		Name: fmt.Sprintf("bench%d", h.jobs), Argv: argv, Dir: h.dir, UCX: h.ucx, Places: h.places,
-		User: agent.User{}, Env: append(os.Environ(), "HWLOC_COMPONENTS=-gl,-opencl"),
+		Name: fmt.Sprintf("bench%d", h.jobs), UCX: h.ucx, Places: h.places,
+		Apps:  []launch.App{{Argv: argv, Env: append(os.Environ(), "HWLOC_COMPONENTS=-gl,-opencl"), Dir: h.dir, Ranks: len(h.places)}},
 		Stdin: strings.NewReader(""), Stdout: io.Discard, Stderr: os.Stderr,
 		StartLimit: limit, Notice: func(string) {},
 	}

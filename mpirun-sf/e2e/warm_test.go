@@ -60,8 +60,9 @@ func warmClones(t *testing.T, clones, ppn int, program string) warm {
 	return warm{daemon, tk, func(ctx context.Context, n int) (string, error) {
 		var stdout, stderr bytes.Buffer
 		job := launch.Job{
-			Name: fmt.Sprintf("run%d", n), Argv: []string{program}, Env: append(os.Environ(), "HWLOC_COMPONENTS=-gl,-opencl"), Dir: dir,
-			UCX: p.UCX, Places: places, Stdin: strings.NewReader(""), Stdout: &stdout, Stderr: &stderr,
+			Name: fmt.Sprintf("run%d", n), UCX: p.UCX,
+			Apps:   []launch.App{{Argv: []string{program}, Env: append(os.Environ(), "HWLOC_COMPONENTS=-gl,-opencl"), Dir: dir, Ranks: clones * ppn}},
+			Places: places, Stdin: strings.NewReader(""), Stdout: &stdout, Stderr: &stderr,
 			StartLimit: hangLimit, Notice: func(string) {},
 		}
 		err := job.Run(ctx)

@@ -2,15 +2,18 @@
 //
 // # The flow
 //
-//  1. [Job.Run] opens, in every clone at once, the PMI proxy's upstream and
-//     the standard streams of its ranks: rank 0 alone gets an input.
-//  2. When every clone has answered, all ranks start; those that have not
+//  1. [Job.Run] makes the job's process group (group.go): its ranks, numbered
+//     through its programs, in the places that the caller has for them.
+//  2. In every clone at once it prepares how the ranks find each other (wire.go)
+//     and opens their standard streams: rank 0 alone gets an input.
+//  3. When every clone has answered, all ranks start; those that have not
 //     after [Job.StartLimit] are named, and none of the job goes on.
-//  3. Output comes as lines and goes out as lines, whole, labelled if asked
-//     (output.go).
-//  4. Each rank's end is judged by its exit and by how far it had come in PMI
-//     (verdict.go): a rank that leaves its peers waiting ends the job.
-//  5. Signals go to every rank; a second SIGINT ends the job by force.
+//  4. Output comes as lines and goes out as lines, whole, labelled if asked, or
+//     to where the caller wants it (output.go).
+//  5. Each rank's end is judged by its exit and by how far it had come in MPI
+//     (verdict.go, or the caller's rules): a rank that leaves its peers waiting
+//     ends the job.
+//  6. Signals go to every rank; a second SIGINT ends the job by force.
 //
 // The clones are the caller's. Run ends the ranks of a job that failed, but not
 // the clones: whoever made them does, and that ends what may still run in them.

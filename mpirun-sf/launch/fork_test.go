@@ -226,10 +226,10 @@ func TestForkedMPICH(t *testing.T) {
 		t.Fatal(err)
 	}
 	tr.Places = f.Places(4, 1, newNode(t).Session, sessions)
-	tr.Argv = []string{program}
+	tr.Apps[0].Argv = []string{program}
 	// The processes have equal pids, each in its namespace, on what UCX takes
 	// for one machine: by TCP alone they do not mistake each other.
-	tr.Env = append(os.Environ(), "HWLOC_COMPONENTS=-gl,-opencl", "UCX_TLS=tcp", "UCX_NET_DEVICES=lo")
+	tr.Apps[0].Env = append(os.Environ(), "HWLOC_COMPONENTS=-gl,-opencl", "UCX_TLS=tcp", "UCX_NET_DEVICES=lo")
 	so, err := guest.UCXProgress()
 	if err != nil {
 		t.Fatal(err)
@@ -238,7 +238,7 @@ func TestForkedMPICH(t *testing.T) {
 	if err := os.WriteFile(preload, so, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	tr.Env = append(tr.Env, "LD_PRELOAD="+preload)
+	tr.Apps[0].Env = append(tr.Apps[0].Env, "LD_PRELOAD="+preload)
 	if err := tr.run(t, 30*time.Second); err != nil {
 		t.Fatalf("%v\nstdout: %s\nstderr: %s", err, tr.out.String(), tr.errors.String())
 	}

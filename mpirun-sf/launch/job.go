@@ -6,13 +6,11 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"strings"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
-
-	"golang.org/x/sync/errgroup"
 
 	"github.com/mpirun-sf/mpirun-sf/pmi"
 	"github.com/mpirun-sf/mpirun-sf/vmfork/agent"
@@ -26,19 +24,36 @@ type Place struct {
 	Ranks   []int // consecutive
 }
 
+// App is a program of a job. One with several (MPMD: those that ":" parts on
+// mpiexec's command line) numbers their ranks through, in order.
+type App struct {
+	Argv  []string // the program is an absolute path
+	Env   []string
+	Dir   string
+	Ranks int // at least 1
+}
+
 // Job is what to run, and where.
 type Job struct {
 	Name   string // unique: the name of the ranks' key-value space
-	Argv   []string
-	Env    []string
-	Dir    string
+	Apps   []App
 	User   agent.User
+	Wire   Wire
 	UCX    bool // preload UCX's progress into PMI waits
 	Places []Place
 
 	Stdin          io.Reader // rank 0's; nil is an empty one
 	Stdout, Stderr io.Writer
 	Label          bool // prefix lines with "[rank] "
+	// Output, if set, is where a rank's standard output (fd 1) or error (2) goes
+	// instead, as it comes. It is closed at the stream's end.
+	Output func(rank, fd int) io.WriteCloser
+
+	// Judge, if set, decides instead of mpirun-sf's own rules what the end of a
+	// rank means: a failure, nil for none, and whether it ends the job.
+	Judge func(rank int, clone string, e agent.Exit, s pmi.State) (f *Failure, endsJob bool)
+	// Exits, after Run, is how each rank ended; nil for one that did not.
+	Exits []*agent.Exit
 
 	// StartLimit is how long all ranks together may take to start.
 	StartLimit time.Duration
@@ -57,9 +72,6 @@ var ErrInterrupted = errors.New("interrupted")
 // job: a process that a rank left behind can hold its stream open.
 const drainLimit = 2 * time.Second
 
-// finalLimit is how long PMI's last word on a rank is waited for after its exit.
-const finalLimit = 2 * time.Second
-
 // lostLimit is how long the reason of a lost clone is waited for.
 const lostLimit = 500 * time.Millisecond
 
@@ -67,9 +79,8 @@ const lostLimit = 500 * time.Millisecond
 // not a channel.
 type run struct {
 	*Job
-	server *pmi.Server
-	procs  []*agent.Process // by rank
-	clones []string         // by rank
+	groups []*group // the first is the job's own; the others were spawned
+	ids    int      // of processes, so far: a clone may serve several groups
 	events chan event
 
 	outputs   sync.WaitGroup
@@ -77,15 +88,13 @@ type run struct {
 	written   atomic.Int64          // writes that have ended
 	unwritten atomic.Pointer[error] // the first that failed
 
-	running  int
-	states   map[int]pmi.State // of ranks that ended
-	anyInit  bool
 	failure  *Failure
 	intCount int
 }
 
-// event is one thing that happened. Exactly one field is set.
+// event is one thing that happened to a group. Exactly one of the other fields is set.
 type event struct {
+	group *group
 	ended *ended
 	abort *Failure
 	init  bool
@@ -102,8 +111,13 @@ type ended struct {
 func (j *Job) Run(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	r := &run{Job: j, events: make(chan event, 64), states: map[int]pmi.State{}}
-	if err := r.start(ctx); err != nil {
+	if j.Judge == nil {
+		j.Judge = judge
+	}
+	r := &run{Job: j, events: make(chan event, 64)}
+	g := r.newGroup(j.Name, j.Apps, j.Places)
+	j.Exits = g.exits
+	if err := g.start(ctx); err != nil {
 		r.kill()
 		return err
 	}
@@ -122,9 +136,11 @@ func (j *Job) Run(ctx context.Context) error {
 // kill ends the ranks that run on after the job. Nobody waits for it: a clone
 // may be what does not answer.
 func (r *run) kill() {
-	for rank, p := range r.procs {
-		if _, ended := r.states[rank]; p != nil && !ended {
-			go p.Signal(int(syscall.SIGKILL))
+	for _, g := range r.groups {
+		for rank, p := range g.procs {
+			if p != nil && g.exits[rank] == nil {
+				go p.Signal(int(syscall.SIGKILL))
+			}
 		}
 	}
 }
@@ -150,177 +166,9 @@ func (r *run) drain(patient bool) {
 	}
 }
 
-// start brings all ranks to life, or none of the job.
-func (r *run) start(ctx context.Context) error {
-	limit, cancel := context.WithTimeout(ctx, r.StartLimit)
-	defer cancel()
-	np := 0
-	var perNode []int
-	for _, p := range r.Places {
-		np += len(p.Ranks)
-		if len(p.Ranks) > 0 {
-			perNode = append(perNode, len(p.Ranks))
-		}
-	}
-	r.procs, r.clones, r.running = make([]*agent.Process, np), make([]string, np), np
-	group := pmi.Group{Size: np, KVSName: "kvs_" + r.Name, UniverseSize: np, Mapping: pmi.Mapping(perNode)}
-	if err := group.Validate(); err != nil {
-		return err
-	}
-	send := func(e event) {
-		select {
-		case r.events <- e:
-		case <-ctx.Done():
-		}
-	}
-	r.server = pmi.NewServer(group, pmi.Events{
-		Init: func(int) { send(event{init: true}) },
-		Abort: func(rank, code int, message string) {
-			send(event{abort: &Failure{Rank: rank, Clone: r.clones[rank], Status: abortStatus(code), Cause: aborted(code, message)}})
-		},
-		Protocol: func(rank int, err error) {
-			r.Notice(fmt.Sprintf("rank %d on %s: PMI: %v", rank, r.clones[rank], err))
-		},
-	})
-	// Two steps, so that no rank runs before every clone can run its own.
-	answered := make([]bool, len(r.Places))
-	var mu sync.Mutex // guards answered
-	step := func(do func(ctx context.Context, p Place) error) error {
-		clear(answered)
-		g, each := errgroup.WithContext(limit)
-		for i, p := range r.Places {
-			if len(p.Ranks) == 0 {
-				answered[i] = true
-				continue
-			}
-			g.Go(func() error {
-				err := do(each, p)
-				if err == nil {
-					mu.Lock()
-					answered[i] = true
-					mu.Unlock()
-				}
-				return err
-			})
-		}
-		err := g.Wait()
-		if err != nil && errors.Is(limit.Err(), context.DeadlineExceeded) && ctx.Err() == nil {
-			var missing []string
-			for i, p := range r.Places {
-				if !answered[i] {
-					missing = append(missing, p.Name)
-				}
-			}
-			return fmt.Errorf("%s did not start all ranks in %v; is this machine overloaded? --start-timeout gives more time", strings.Join(missing, ", "), r.StartLimit)
-		}
-		return err
-	}
-	if err := step(func(limit context.Context, p Place) error { return r.prepare(ctx, limit, group, p) }); err != nil {
-		return err
-	}
-	return step(func(limit context.Context, p Place) error { return r.startRanks(limit, p, send) })
-}
-
-// prepare opens what a clone's ranks need before they start.
-func (r *run) prepare(ctx, limit context.Context, group pmi.Group, p Place) error {
-	upstream, err := p.Session.PMI(limit, agent.PMI{Group: group, Ranks: p.Ranks})
-	if err != nil {
-		return fmt.Errorf("%s: %w", p.Name, err)
-	}
-	go r.server.Serve(ctx, upstream, p.Ranks)
-	for _, rank := range p.Ranks {
-		r.clones[rank] = p.Name
-		if rank == 0 {
-			st, err := p.Session.Stdio(limit, rank, 0)
-			if err != nil {
-				return fmt.Errorf("%s: %w", p.Name, err)
-			}
-			go func() {
-				if r.Stdin != nil {
-					io.Copy(st, r.Stdin)
-				}
-				st.Close()
-			}()
-		}
-		for fd, out := range map[int]io.Writer{1: r.Stdout, 2: r.Stderr} {
-			st, err := p.Session.Stdio(limit, rank, fd)
-			if err != nil {
-				return fmt.Errorf("%s: %w", p.Name, err)
-			}
-			w := &screen{run: r, lines: &lineWriter{out: out, mu: &terminal}}
-			if r.Label {
-				w.lines.prefix = fmt.Appendf(nil, "[%d] ", rank)
-			}
-			r.outputs.Go(func() {
-				io.Copy(w, st)
-				w.Close()
-				st.Close()
-			})
-		}
-	}
-	return nil
-}
-
-// screen is where one stream of a rank goes. When it cannot be written the rank
-// is not held up by that: the job goes on, and has failed in the end.
-type screen struct {
-	run   *run
-	lines *lineWriter
-	err   error
-}
-
-func (s *screen) Write(p []byte) (int, error) {
-	s.do(func() error { _, err := s.lines.Write(p); return err })
-	return len(p), nil
-}
-
-func (s *screen) Close() { s.do(s.lines.Close) }
-
-func (s *screen) do(write func() error) {
-	if s.err != nil {
-		return
-	}
-	s.run.writing.Add(1)
-	if s.err = write(); s.err != nil {
-		s.run.unwritten.CompareAndSwap(nil, &s.err)
-	}
-	s.run.written.Add(1)
-	s.run.writing.Add(-1)
-}
-
-// terminal is held while a line is written: stdout and stderr are often the
-// same terminal.
-var terminal sync.Mutex
-
-func (r *run) startRanks(ctx context.Context, p Place, send func(event)) error {
-	for _, rank := range p.Ranks {
-		proc, err := p.Session.Start(ctx, agent.Command{
-			ID: rank, Argv: r.Argv, Dir: r.Dir, User: r.User, PMI: true, UCX: r.UCX,
-			Env: append(r.Env[:len(r.Env):len(r.Env)], "MPIR_CVAR_CH3_INTERFACE_HOSTNAME="+p.IP),
-		})
-		if err != nil {
-			return fmt.Errorf("rank %d on %s: %w", rank, p.Name, err)
-		}
-		r.procs[rank] = proc
-		go func() {
-			e := &ended{rank: rank, exit: <-proc.Exit()}
-			limit, cancel := context.WithTimeout(context.Background(), finalLimit)
-			defer cancel()
-			// The exit may overtake the finalize that came before it.
-			if s, err := r.server.WaitClosed(limit, rank); err == nil {
-				e.state = s
-			} else {
-				e.state = r.server.RankState(rank)
-			}
-			send(event{ended: e})
-		}()
-	}
-	return nil
-}
-
 // wait receives what happens until the job is over.
 func (r *run) wait(ctx context.Context) error {
-	for r.running > 0 {
+	for slices.ContainsFunc(r.groups, func(g *group) bool { return g.running > 0 }) {
 		select {
 		case e := <-r.events:
 			if over := r.handle(e); over {
@@ -344,16 +192,14 @@ func (r *run) wait(ctx context.Context) error {
 
 // handle returns whether the job is over.
 func (r *run) handle(e event) bool {
+	g := e.group
 	switch {
 	case e.abort != nil:
-		if r.failure == nil {
-			r.failure = e.abort
-		}
+		r.fail(e.abort)
 		return true
 	case e.init:
-		r.anyInit = true
+		g.anyInit = true
 	case e.ended != nil:
-		r.running--
 		if e.ended.exit.Error != "" {
 			// The daemon knows better why the clone is gone, a moment later.
 			select {
@@ -362,29 +208,25 @@ func (r *run) handle(e event) bool {
 			case <-time.After(lostLimit):
 			}
 		}
-		r.states[e.ended.rank] = e.ended.state
-		f, ends := judge(e.ended.rank, r.clones[e.ended.rank], e.ended.exit, e.ended.state)
-		if f != nil {
-			if r.failure == nil {
-				r.failure = f
-			}
-			if ends {
-				return true
-			}
+		g.end(e.ended)
+		f, ends := r.Judge(e.ended.rank, g.clones[e.ended.rank], e.ended.exit, e.ended.state)
+		r.fail(f)
+		if f != nil && ends {
+			return true
 		}
 	}
-	// A rank that ended without MPI_Init is waited for in others' MPI_Init.
-	if r.anyInit && r.running > 0 {
-		for rank := range r.procs {
-			if s, ended := r.states[rank]; ended && s == pmi.NotStarted {
-				if r.failure == nil {
-					r.failure = &Failure{Rank: rank, Clone: r.clones[rank], Status: 1, Cause: "ended without calling MPI_Init, for which the other ranks wait"}
-				}
-				return true
-			}
-		}
+	if rank, waited := g.neverInit(); waited {
+		r.fail(&Failure{Rank: rank, Clone: g.clones[rank], Status: 1, Cause: "ended without calling MPI_Init, for which the other ranks wait"})
+		return true
 	}
 	return false
+}
+
+// fail notes why the job has failed, if this is the first reason.
+func (r *run) fail(f *Failure) {
+	if r.failure == nil {
+		r.failure = f
+	}
 }
 
 // forward sends a signal to every rank and returns whether the user has asked
@@ -400,8 +242,10 @@ func (r *run) forward(sig os.Signal) bool {
 		}
 		r.Notice("interrupt sent to the ranks; press Ctrl-C again to end them by force")
 	}
-	for _, p := range r.procs {
-		p.Signal(int(n))
+	for _, g := range r.groups {
+		for _, p := range g.procs {
+			p.Signal(int(n))
+		}
 	}
 	return false
 }

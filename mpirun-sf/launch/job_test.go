@@ -136,18 +136,25 @@ func newTrial(t *testing.T, script string, perNode ...int) *trial {
 		tr.Places = append(tr.Places, p)
 	}
 	tr.Name = "test"
-	tr.Argv = []string{"/bin/sh", "-c", mpi + script, "sh"}
-	tr.Env = []string{"PATH=/usr/bin:/bin"}
-	tr.Dir = "/"
+	tr.Apps = []App{{Argv: []string{"/bin/sh", "-c", mpi + script, "sh"}, Env: []string{"PATH=/usr/bin:/bin"}, Dir: "/"}}
 	tr.Stdout, tr.Stderr = &tr.out, &tr.errors
 	tr.StartLimit = 20 * time.Second
 	tr.Notice = func(s string) { fmt.Fprintln(&tr.notices, s) }
 	return tr
 }
 
+// count gives the script the ranks that the places have.
+func (tr *trial) count() {
+	tr.Apps[0].Ranks = 0
+	for _, p := range tr.Places {
+		tr.Apps[0].Ranks += len(p.Ranks)
+	}
+}
+
 // run runs the job, which must end within the limit.
 func (tr *trial) run(t *testing.T, limit time.Duration) error {
 	t.Helper()
+	tr.count()
 	ended := make(chan error, 1)
 	begin := time.Now()
 	go func() { ended <- tr.Run(t.Context()) }()
@@ -280,7 +287,7 @@ func TestFailures(t *testing.T) {
 
 func TestProgramThatDoesNotStart(t *testing.T) {
 	tr := newTrial(t, "", 1, 1)
-	tr.Argv = []string{"/no/such/program"}
+	tr.Apps[0].Argv = []string{"/no/such/program"}
 	err := tr.run(t, time.Second)
 	if err == nil || !strings.Contains(err.Error(), "start /no/such/program: no such file or directory") {
 		t.Errorf("the job ended with %v", err)
@@ -379,6 +386,7 @@ func TestContext(t *testing.T) {
 		tr.awaitOutput(t, "ready", 1)
 		cancel()
 	}()
+	tr.count()
 	if err := tr.Run(ctx); !errors.Is(err, context.Canceled) {
 		t.Errorf("the job ended with %v", err)
 	}

@@ -2,6 +2,7 @@ package launch
 
 import (
 	"bytes"
+	"fmt"
 	"io"
 	"sync"
 )
@@ -61,3 +62,49 @@ func (w *lineWriter) Close() error {
 	}
 	return w.emit(nil)
 }
+
+// output is where a stream of a rank goes.
+func (j *Job) output(rank, fd int) io.WriteCloser {
+	if j.Output != nil {
+		return j.Output(rank, fd)
+	}
+	w := &lineWriter{out: j.Stdout, mu: &terminal}
+	if fd == 2 {
+		w.out = j.Stderr
+	}
+	if j.Label {
+		w.prefix = fmt.Appendf(nil, "[%d] ", rank)
+	}
+	return w
+}
+
+// screen is where one stream of a rank goes. When it cannot be written the rank
+// is not held up by that: the job goes on, and has failed in the end.
+type screen struct {
+	run *run
+	out io.WriteCloser
+	err error
+}
+
+func (s *screen) Write(p []byte) (int, error) {
+	s.do(func() error { _, err := s.out.Write(p); return err })
+	return len(p), nil
+}
+
+func (s *screen) Close() { s.do(s.out.Close) }
+
+func (s *screen) do(write func() error) {
+	if s.err != nil {
+		return
+	}
+	s.run.writing.Add(1)
+	if s.err = write(); s.err != nil {
+		s.run.unwritten.CompareAndSwap(nil, &s.err)
+	}
+	s.run.written.Add(1)
+	s.run.writing.Add(-1)
+}
+
+// terminal is held while a line is written: stdout and stderr are often the
+// same terminal.
+var terminal sync.Mutex

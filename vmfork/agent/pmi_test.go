@@ -52,7 +52,7 @@ func TestPMI(t *testing.T) {
 		for rank := range 2 {
 			out := open(t, s, rank, 1)
 			c := shell(rank, speakPMI)
-			c.PMI = true
+			c.PMI = &PMIRank{"kvs_test", rank}
 			p := start(t, s, c)
 			if got := readAll(t, out); !strings.Contains(got, "of 2: cmd=response_to_init") || !strings.Contains(got, "rc=0") {
 				t.Errorf("rank %d wrote %q", rank, got)
@@ -72,7 +72,7 @@ func TestPMIOfRankThatDoesNotStart(t *testing.T) {
 	s := dialAgent(t)
 	server, served := servePMI(t, s, 0, 1)
 	for rank := range 2 {
-		if _, err := s.Start(soon(t), Command{ID: rank, Argv: []string{"/no/such/program"}, PMI: true}); err == nil {
+		if _, err := s.Start(soon(t), Command{ID: rank, Argv: []string{"/no/such/program"}, PMI: &PMIRank{"kvs_test", rank}}); err == nil {
 			t.Fatal("a program that is not there started")
 		}
 		if state, err := server.WaitClosed(soon(t), rank); err != nil || state != pmi.NotStarted {
@@ -88,7 +88,7 @@ func TestPMIErrors(t *testing.T) {
 		t.Error("a group of -1 ranks was served")
 	}
 	servePMI(t, s, 0, 1)
-	_, err := s.Start(soon(t), Command{ID: 2, Argv: []string{"/bin/true"}, PMI: true})
+	_, err := s.Start(soon(t), Command{ID: 2, Argv: []string{"/bin/true"}, PMI: &PMIRank{"kvs_test", 2}})
 	if err == nil || !strings.Contains(err.Error(), "rank 2 has no PMI proxy") {
 		t.Errorf("a rank of nobody's started: %v", err)
 	}

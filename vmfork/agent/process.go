@@ -174,8 +174,8 @@ func (c *clone) run(st *stream, cmd Command) error {
 	var extra []*os.File
 	servePMI := func() {}
 	p, err := func() (*process, error) {
-		if cmd.PMI {
-			serve, file, err := c.connectPMI(cmd.ID, &cmd.Env)
+		if cmd.PMI != nil {
+			serve, file, err := c.connectPMI(*cmd.PMI, &cmd.Env)
 			if err != nil {
 				return nil, err
 			}
@@ -248,24 +248,24 @@ func (c *clone) takeStdio(id, fd int) *stream {
 	return s
 }
 
-// connectPMI makes the rank's connection to the proxy: what serves it, and the
-// rank's end.
-func (c *clone) connectPMI(rank int, env *[]string) (serve func(), theirs *os.File, err error) {
+// connectPMI makes the rank's connection to its group's proxy: what serves it,
+// and the rank's end.
+func (c *clone) connectPMI(r PMIRank, env *[]string) (serve func(), theirs *os.File, err error) {
 	c.mu.Lock()
-	proxy, local := c.proxy, c.local
+	local := c.groups[r.Group]
 	c.mu.Unlock()
-	at := slices.Index(local.ranks, rank)
-	if proxy == nil || at < 0 {
-		return nil, nil, fmt.Errorf("rank %d has no PMI proxy", rank)
+	at := slices.Index(local.Ranks, r.Rank)
+	if local.proxy == nil || at < 0 {
+		return nil, nil, fmt.Errorf("rank %d has no PMI proxy", r.Rank)
 	}
 	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
-		return nil, nil, fmt.Errorf("make rank %d a PMI connection: %w", rank, err)
+		return nil, nil, fmt.Errorf("make rank %d a PMI connection: %w", r.Rank, err)
 	}
 	unix.SetNonblock(fds[0], true)
 	mine := os.NewFile(uintptr(fds[0]), "pmi")
-	*env = append(*env, pmi.Environ(rank, local.size, at, len(local.ranks), fdPMI)...)
-	return func() { proxy.ServeRank(context.Background(), rank, mine) }, os.NewFile(uintptr(fds[1]), "pmi"), nil
+	*env = append(*env, pmi.Environ(r.Rank, local.Group.Size, at, len(local.Ranks), fdPMI)...)
+	return func() { local.proxy.ServeRank(context.Background(), r.Rank, mine) }, os.NewFile(uintptr(fds[1]), "pmi"), nil
 }
 
 // lookup is the value of a variable in a list of NAME=VALUE.

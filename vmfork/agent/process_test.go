@@ -199,7 +199,7 @@ func TestStartErrors(t *testing.T) {
 		"an empty name":        {Command{Argv: []string{""}}, []string{"no program"}},
 		"a zero byte in env":   {Command{Argv: []string{"/bin/true"}, Env: []string{"A=\x00"}}, []string{"/bin/true", "NUL"}},
 		"a zero byte in argv":  {Command{Argv: []string{"/bin/true", "\x00"}}, []string{"/bin/true", "invalid argument"}},
-		"no proxy":             {Command{Argv: []string{"/bin/true"}, PMI: true}, []string{"PMI proxy"}},
+		"no proxy":             {Command{Argv: []string{"/bin/true"}, PMI: &PMIRank{}}, []string{"PMI proxy"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			streams := []io.ReadWriteCloser{open(t, s, 0, 0), open(t, s, 0, 1), open(t, s, 0, 2)}

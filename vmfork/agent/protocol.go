@@ -88,22 +88,29 @@ type Place struct {
 	At   string `json:"at"`
 }
 
-// PMI asks for the clone's proxy; the stream then carries its upstream.
+// PMI asks for a proxy for the clone's ranks of a group; the stream then carries
+// its upstream.
 type PMI struct {
 	Group pmi.Group `json:"group"`
 	Ranks []int     `json:"ranks"` // the clone's, in order
+}
+
+// PMIRank says which rank of which group a process is.
+type PMIRank struct {
+	Group string `json:"group"` // its KVS name
+	Rank  int    `json:"rank"`
 }
 
 // Command starts one process. Its standard streams are streams of their own,
 // opened before by [Stdio] requests with the same ID. After the answer the
 // host may send [control] lines; the agent sends one [Exit].
 type Command struct {
-	ID   int      `json:"id"` // unique in the clone: the rank
+	ID   int      `json:"id"` // unique in the clone
 	Argv []string `json:"argv"`
 	Env  []string `json:"env"`
 	Dir  string   `json:"dir"`
 	User User     `json:"user"`
-	PMI  bool     `json:"pmi,omitempty"` // give it a PMI_FD of the clone's proxy
+	PMI  *PMIRank `json:"pmi,omitempty"` // give it a PMI_FD of a proxy of the clone's
 	UCX  bool     `json:"ucx,omitempty"` // preload UCX's progress into PMI waits
 	TTY  *TTY     `json:"tty,omitempty"` // give it a terminal
 }

@@ -35,7 +35,7 @@ func newClone(channel io.ReadWriteCloser) (*clone, error) {
 	if err != nil {
 		return nil, fmt.Errorf("begin a session with the host: %w", err)
 	}
-	return &clone{mux: mux, stdio: map[stdioKey]*stream{}}, nil
+	return &clone{mux: mux, stdio: map[stdioKey]*stream{}, groups: map[string]localGroup{}}, nil
 }
 
 func (c *clone) serve() error {
@@ -52,17 +52,17 @@ func (c *clone) serve() error {
 type clone struct {
 	mux *yamux.Session
 
-	mu    sync.Mutex // guards all below
-	stdio map[stdioKey]*stream
-	proxy *pmi.Proxy
-	local pmiSetup
+	mu     sync.Mutex // guards all below
+	stdio  map[stdioKey]*stream
+	groups map[string]localGroup // by KVS name
 }
 
 type stdioKey struct{ id, fd int }
 
-type pmiSetup struct {
-	size  int
-	ranks []int
+// localGroup is what of a process group is in this clone.
+type localGroup struct {
+	proxy *pmi.Proxy
+	PMI
 }
 
 // handle serves one stream. Whoever takes the stream over closes it.
@@ -88,10 +88,15 @@ func (c *clone) handle(st *stream) {
 			p := pmi.NewProxy(r.PMI.Group, st, r.PMI.Ranks)
 			// Before the answer, for the host may start ranks after it.
 			c.mu.Lock()
-			c.proxy, c.local = p, pmiSetup{r.PMI.Group.Size, r.PMI.Ranks}
+			c.groups[r.PMI.Group.KVSName] = localGroup{p, *r.PMI}
 			c.mu.Unlock()
 			writeLine(st, answer{})
 			p.Run(context.Background())
+			c.mu.Lock()
+			if c.groups[r.PMI.Group.KVSName].proxy == p {
+				delete(c.groups, r.PMI.Group.KVSName)
+			}
+			c.mu.Unlock()
 			return
 		}
 	case r.SSH != nil:

@@ -1,0 +1,204 @@
+package launch
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"sync"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/mpirun-sf/mpirun-sf/pmi"
+	"github.com/mpirun-sf/mpirun-sf/vmfork/agent"
+)
+
+// group is a process group: ranks that are numbered together and began
+// together. Only Run's goroutine touches what changes after start.
+type group struct {
+	run    *run
+	name   string // of its key-value space
+	apps   []App
+	places []Place
+	ids    int // the process of rank n is ids + n
+	wire   wire
+
+	procs   []*agent.Process // by rank
+	clones  []string         // by rank
+	exits   []*agent.Exit    // by rank, nil for those that run
+	states  []pmi.State      // by rank, of those that have ended
+	running int
+	anyInit bool
+}
+
+// newGroup makes the group of apps, on places that have as many ranks.
+func (r *run) newGroup(name string, apps []App, places []Place) *group {
+	g := &group{run: r, name: name, apps: apps, places: places, ids: r.ids}
+	for _, p := range places {
+		g.running += len(p.Ranks)
+	}
+	r.ids += g.running
+	g.procs, g.clones = make([]*agent.Process, g.running), make([]string, g.running)
+	g.exits, g.states = make([]*agent.Exit, g.running), make([]pmi.State, g.running)
+	r.groups = append(r.groups, g)
+	return g
+}
+
+// app is the program of a rank.
+func (g *group) app(rank int) App {
+	for _, a := range g.apps {
+		if rank -= a.Ranks; rank < 0 {
+			return a
+		}
+	}
+	return App{}
+}
+
+// check finds out whether apps and places fit together.
+func (g *group) check() error {
+	np := 0
+	for _, a := range g.apps {
+		if a.Ranks < 1 || len(a.Argv) == 0 {
+			return fmt.Errorf("a program without a name or ranks: %q, %d", a.Argv, a.Ranks)
+		}
+		np += a.Ranks
+	}
+	if np != len(g.procs) {
+		return fmt.Errorf("%d ranks, and places for %d", np, len(g.procs))
+	}
+	return nil
+}
+
+// start brings all ranks to life, or none of the group.
+func (g *group) start(ctx context.Context) error {
+	if err := g.check(); err != nil {
+		return err
+	}
+	limit, cancel := context.WithTimeout(ctx, g.run.StartLimit)
+	defer cancel()
+	send := func(e event) {
+		e.group = g
+		select {
+		case g.run.events <- e:
+		case <-ctx.Done():
+		}
+	}
+	var err error
+	if g.wire, err = g.newWire(send); err != nil {
+		return err
+	}
+	// Two steps, so that no rank runs before every clone can run its own.
+	if err := g.step(ctx, limit, func(limit context.Context, p Place) error { return g.prepare(ctx, limit, p) }); err != nil {
+		return err
+	}
+	return g.step(ctx, limit, func(limit context.Context, p Place) error { return g.startRanks(limit, p, send) })
+}
+
+// step does something in all clones at once. Those that have not answered within
+// the limit are named.
+func (g *group) step(ctx, limit context.Context, do func(ctx context.Context, p Place) error) error {
+	answered := make([]bool, len(g.places))
+	var mu sync.Mutex // guards answered
+	eg, each := errgroup.WithContext(limit)
+	for i, p := range g.places {
+		if len(p.Ranks) == 0 {
+			answered[i] = true
+			continue
+		}
+		eg.Go(func() error {
+			err := do(each, p)
+			if err == nil {
+				mu.Lock()
+				answered[i] = true
+				mu.Unlock()
+			}
+			return err
+		})
+	}
+	err := eg.Wait()
+	if err != nil && errors.Is(limit.Err(), context.DeadlineExceeded) && ctx.Err() == nil {
+		var missing []string
+		for i, p := range g.places {
+			if !answered[i] {
+				missing = append(missing, p.Name)
+			}
+		}
+		return fmt.Errorf("%s did not start all ranks in %v; is this machine overloaded? --start-timeout gives more time", strings.Join(missing, ", "), g.run.StartLimit)
+	}
+	return err
+}
+
+// prepare opens what a clone's ranks need before they start.
+func (g *group) prepare(ctx, limit context.Context, p Place) error {
+	if err := g.wire.prepare(ctx, limit, p); err != nil {
+		return fmt.Errorf("%s: %w", p.Name, err)
+	}
+	for _, rank := range p.Ranks {
+		g.clones[rank] = p.Name
+		if rank == 0 && g == g.run.groups[0] {
+			st, err := p.Session.Stdio(limit, g.ids+rank, 0)
+			if err != nil {
+				return fmt.Errorf("%s: %w", p.Name, err)
+			}
+			go func() {
+				if g.run.Stdin != nil {
+					io.Copy(st, g.run.Stdin)
+				}
+				st.Close()
+			}()
+		}
+		for _, fd := range []int{1, 2} {
+			st, err := p.Session.Stdio(limit, g.ids+rank, fd)
+			if err != nil {
+				return fmt.Errorf("%s: %w", p.Name, err)
+			}
+			w := &screen{run: g.run, out: g.run.output(rank, fd)}
+			g.run.outputs.Go(func() {
+				io.Copy(w, st)
+				w.Close()
+				st.Close()
+			})
+		}
+	}
+	return nil
+}
+
+func (g *group) startRanks(ctx context.Context, p Place, send func(event)) error {
+	for _, rank := range p.Ranks {
+		app := g.app(rank)
+		c := agent.Command{ID: g.ids + rank, Argv: app.Argv, Dir: app.Dir, Env: app.Env, User: g.run.User}
+		g.wire.command(p, rank, &c)
+		proc, err := p.Session.Start(ctx, c)
+		if err != nil {
+			return fmt.Errorf("rank %d on %s: %w", rank, p.Name, err)
+		}
+		g.procs[rank] = proc
+		go func() {
+			e := &ended{rank: rank, exit: <-proc.Exit()}
+			e.state = g.wire.final(rank)
+			send(event{ended: e})
+		}()
+	}
+	return nil
+}
+
+// end notes the end of a rank.
+func (g *group) end(e *ended) {
+	g.exits[e.rank], g.states[e.rank] = &e.exit, e.state
+	g.running--
+}
+
+// neverInit finds a rank that ended without MPI_Init while others are in
+// theirs, or past it, and wait for it.
+func (g *group) neverInit() (rank int, waited bool) {
+	if !g.anyInit || g.running == 0 {
+		return 0, false
+	}
+	for rank, exit := range g.exits {
+		if exit != nil && g.states[rank] == pmi.NotStarted {
+			return rank, true
+		}
+	}
+	return 0, false
+}
