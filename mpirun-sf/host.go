@@ -186,7 +186,7 @@ func (j *host) clone(ctx context.Context) ([]launch.Place, error) {
 	j.reportPrepared(p)
 
 	begin := time.Now()
-	mounts, place, err := j.serveFolders(ctx)
+	mounts, programs, err := j.serveFolders(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -204,7 +204,7 @@ func (j *host) clone(ctx context.Context) ([]launch.Place, error) {
 
 	limit, cancel := context.WithTimeout(ctx, j.startLimit)
 	defer cancel()
-	places, err := launch.Connect(limit, j.daemon.Attach, tk, j.np, mounts, place)
+	places, err := launch.Connect(limit, j.daemon.Attach, tk, j.np, mounts, programs...)
 	if err != nil {
 		return nil, err
 	}
@@ -268,27 +268,50 @@ func source(image string) string {
 	return image
 }
 
-// serveFolders starts the servers of all shared folders, and of the program if
-// it lies in none of them. Either way the agents take the program from there
-// into memory, where its pages are not fetched one by one.
-func (j *host) serveFolders(ctx context.Context) (mounts []share.Mounting, place agent.Place, err error) {
+// serveFolders starts the servers of all shared folders, and of programs that
+// lie in none of them.
+func (j *host) serveFolders(ctx context.Context) (mounts []share.Mounting, programs []agent.Place, err error) {
 	if mounts, err = j.serveShares(ctx, false); err != nil {
-		return nil, place, err
+		return nil, nil, err
 	}
-	real, err := filepath.EvalSymlinks(j.program)
-	if err != nil {
-		real = j.program
-	}
-	for _, s := range j.shares {
-		if strings.HasPrefix(j.program, s.dir+"/") && strings.HasPrefix(real, s.dir+"/") {
-			return mounts, agent.Place{From: j.program, At: j.program}, nil
+	staged, programs, err := j.serve(ctx, j.program)
+	return append(mounts, staged...), programs, err
+}
+
+// serve makes programs reachable for clones. Those that no shared folder has are
+// staged. Either way the agents take a program from there into memory, where its
+// pages are not fetched one by one.
+func (j *host) serve(ctx context.Context, programs ...string) (mounts []share.Mounting, places []agent.Place, err error) {
+	var outside []string
+	for _, p := range programs {
+		if j.shared(p) {
+			places = append(places, agent.Place{From: p, At: p})
+		} else {
+			outside = append(outside, p)
 		}
 	}
-	m, err := j.daemon.Stage(ctx, j.program)
-	if err != nil {
-		return nil, place, err
+	if len(outside) == 0 {
+		return nil, places, nil
 	}
-	return append(mounts, m), agent.Place{From: filepath.Join(sfld.StagedFolder, sfld.StagedName), At: j.program}, nil
+	staged, err := j.daemon.Stage(ctx, outside...)
+	if err != nil {
+		return nil, nil, err
+	}
+	for i, p := range outside {
+		places = append(places, agent.Place{From: staged.Paths[i], At: p})
+	}
+	return []share.Mounting{staged.Mounting}, places, nil
+}
+
+// shared is whether a file, and what it is a link to, lies in one shared folder.
+func (j *host) shared(file string) bool {
+	real, err := filepath.EvalSymlinks(file)
+	if err != nil {
+		real = file
+	}
+	return slices.ContainsFunc(j.shares, func(s shareOption) bool {
+		return strings.HasPrefix(file, s.dir+"/") && strings.HasPrefix(real, s.dir+"/")
+	})
 }
 
 // serveShares starts the servers of all shared folders. survive is whether

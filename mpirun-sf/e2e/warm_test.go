@@ -54,8 +54,8 @@ func warmClones(t *testing.T, clones, ppn int, program string) warm {
 	must(err)
 	_, err = daemon.Clone(ctx, tk, defaultLimit)
 	must(err)
-	places, err := launch.Connect(ctx, daemon.Attach, tk, clones*ppn, []share.Mounting{folder, staged},
-		agent.Place{From: sfld.StagedFolder + "/" + sfld.StagedName, At: program})
+	places, err := launch.Connect(ctx, daemon.Attach, tk, clones*ppn, []share.Mounting{folder, staged.Mounting},
+		agent.Place{From: staged.Paths[0], At: program})
 	must(err)
 	return warm{daemon, tk, func(ctx context.Context, n int) (string, error) {
 		var stdout, stderr bytes.Buffer

@@ -12,8 +12,8 @@ import (
 )
 
 // Connect begins a session with every clone of a ticket, mounts the shared
-// folders there, in order, and puts the program in its place. Which ranks run where follows from the ticket.
-func Connect(ctx context.Context, attach func(member int) *agent.Session, t ticket.Ticket, np int, mounts []share.Mounting, place agent.Place) ([]Place, error) {
+// folders there, in order, and puts programs in their places. Which ranks run where follows from the ticket.
+func Connect(ctx context.Context, attach func(member int) *agent.Session, t ticket.Ticket, np int, mounts []share.Mounting, programs ...agent.Place) ([]Place, error) {
 	places, ranks := make([]Place, len(t.Clones)), t.Ranks(np)
 	group, ctx := errgroup.WithContext(ctx)
 	for i, c := range t.Clones {
@@ -24,8 +24,10 @@ func Connect(ctx context.Context, attach func(member int) *agent.Session, t tick
 					return fmt.Errorf("%s: %w", c.Name, err)
 				}
 			}
-			if err := s.Place(ctx, place); err != nil {
-				return fmt.Errorf("%s: %w", c.Name, err)
+			for _, p := range programs {
+				if err := s.Place(ctx, p); err != nil {
+					return fmt.Errorf("%s: %w", c.Name, err)
+				}
 			}
 			places[i] = Place{Name: c.Name, IP: c.IP.String(), Session: s, Ranks: ranks[i]}
 			return nil

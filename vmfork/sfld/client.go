@@ -173,12 +173,10 @@ func (c *Client) Share(ctx context.Context, args ShareArgs) (share.Mounting, err
 	return s.Mounting, err
 }
 
-// Stage serves a copy of one file, and says how clones mount the folder with
-// it.
-func (c *Client) Stage(ctx context.Context, file string) (share.Mounting, error) {
-	var s Shared
-	err := c.call(ctx, "Stage", StageArgs{file}, &s)
-	return s.Mounting, err
+// Stage serves copies of files, and says how clones mount the folder with them.
+func (c *Client) Stage(ctx context.Context, files ...string) (s Staged, err error) {
+	err = c.call(ctx, "Stage", StageArgs{files}, &s)
+	return s, err
 }
 
 // Trace takes the events that all hosts have recorded since the last call, if

@@ -237,11 +237,12 @@ func TestAttachToNobody(t *testing.T) {
 func TestStageUnderUmask(t *testing.T) {
 	defer syscall.Umask(syscall.Umask(0o077))
 	c := startDaemon(t)
-	if _, err := c.Stage(t.Context(), "/bin/true"); err != nil {
+	staged, err := c.Stage(t.Context(), "/bin/true", "/bin/false")
+	if err != nil {
 		t.Fatal(err)
 	}
-	dir := fmt.Sprintf("/proc/%d/root%s/program", c.cmd.Process.Pid, jobDir)
-	for _, path := range []string{dir, filepath.Join(dir, StagedName)} {
+	dir := fmt.Sprintf("/proc/%d/root%s/%s", c.cmd.Process.Pid, jobDir, filepath.Base(staged.Mounting.Target))
+	for _, path := range []string{dir, filepath.Join(dir, "0"), filepath.Join(dir, filepath.Base(staged.Paths[1]))} {
 		if st, err := os.Stat(path); err != nil || st.Mode().Perm() != 0o755 {
 			t.Errorf("%s: %v (%v)", path, st.Mode(), err)
 		}

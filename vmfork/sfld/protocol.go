@@ -134,15 +134,20 @@ type ShareArgs struct {
 // Shared is what a clone needs to mount it.
 type Shared struct{ Mounting share.Mounting }
 
-// StageArgs asks for one file to be served, for a program outside of every
-// shared folder.
-type StageArgs struct{ File string }
+// StageArgs asks for files to be served, for programs outside of every shared
+// folder.
+type StageArgs struct{ Files []string }
 
-// Where a staged file appears in the clones.
-const (
-	StagedFolder = "/run/mpirun-sf/program"
-	StagedName   = "program"
-)
+// Staged is what a clone needs to mount the folder with copies of the files, and
+// their paths there, in order.
+type Staged struct {
+	Mounting share.Mounting
+	Paths    []string
+}
+
+// stagedFolder is where staged files appear in the clones, each call's in a
+// folder of its own.
+const stagedFolder = "/run/mpirun-sf/staged"
 
 // Counters are what the job has moved and used so far, by host.
 type Counters struct{ Hosts []HostCounters }

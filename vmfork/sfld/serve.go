@@ -178,6 +178,6 @@ func (f *failed) Clone(CloneArgs, *Cloned) error            { return f.err }
 func (f *failed) Kill(ticket.Ticket, *int) error            { return f.err }
 func (f *failed) StartVM(VMArgs, *VMStarted) error          { return f.err }
 func (f *failed) Share(ShareArgs, *Shared) error            { return f.err }
-func (f *failed) Stage(StageArgs, *Shared) error            { return f.err }
+func (f *failed) Stage(StageArgs, *Staged) error            { return f.err }
 func (f *failed) Trace(int, *Traced) error                  { return f.err }
 func (f *failed) Counters(int, *Counters) error             { return f.err }

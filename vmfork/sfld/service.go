@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strconv"
 	"sync"
 	"time"
 
@@ -258,36 +259,43 @@ func (s *service) Share(args ShareArgs, out *Shared) error {
 	return nil
 }
 
-// Stage serves a copy of one file, read-only: a program outside of every
-// shared folder must not open its folder to the clones.
-func (s *service) Stage(args StageArgs, out *Shared) error {
-	dir := filepath.Join(jobDir, "program")
-	if err := os.Mkdir(dir, 0o755); err != nil {
-		return fmt.Errorf("stage %s: %w", args.File, err)
-	}
-	in, err := os.Open(args.File)
+// Stage serves copies of files, read-only: a program outside of every shared
+// folder must not open its folder to the clones.
+func (s *service) Stage(args StageArgs, out *Staged) error {
+	dir, err := os.MkdirTemp(jobDir, "staged-")
 	if err != nil {
-		return fmt.Errorf("stage the program: %w", err)
+		return fmt.Errorf("stage programs: %w", err)
+	}
+	target := filepath.Join(stagedFolder, filepath.Base(dir))
+	for i, file := range args.Files {
+		if err := stage(file, filepath.Join(dir, strconv.Itoa(i))); err != nil {
+			return fmt.Errorf("stage %s: %w", file, err)
+		}
+		out.Paths = append(out.Paths, filepath.Join(target, strconv.Itoa(i)))
+	}
+	// The server reads it as the job's user.
+	if err := os.Chmod(dir, 0o755); err != nil {
+		return fmt.Errorf("stage programs: %w", err)
+	}
+	var shared Shared
+	err = s.Share(ShareArgs{Folder: dir, Target: target, ReadOnly: true}, &shared)
+	out.Mounting = shared.Mounting
+	return err
+}
+
+func stage(file, to string) error {
+	in, err := os.Open(file)
+	if err != nil {
+		return err
 	}
 	defer in.Close()
-	copied, err := os.OpenFile(filepath.Join(dir, StagedName), os.O_CREATE|os.O_WRONLY, 0o755)
+	out, err := os.OpenFile(to, os.O_CREATE|os.O_WRONLY|os.O_EXCL, 0o755)
 	if err != nil {
-		return fmt.Errorf("stage %s: %w", args.File, err)
+		return err
 	}
-	if _, err := io.Copy(copied, in); err != nil {
-		copied.Close()
-		return fmt.Errorf("stage %s: %w", args.File, err)
-	}
-	if err := copied.Close(); err != nil {
-		return fmt.Errorf("stage %s: %w", args.File, err)
-	}
-	// The server reads it as the job's user, whatever root's umask is.
-	for _, path := range []string{dir, copied.Name()} {
-		if err := os.Chmod(path, 0o755); err != nil {
-			return fmt.Errorf("stage %s: %w", args.File, err)
-		}
-	}
-	return s.Share(ShareArgs{Folder: dir, Target: StagedFolder, ReadOnly: true}, out)
+	_, err = io.Copy(out, in)
+	// Root's umask is not the job's user's.
+	return errors.Join(err, out.Chmod(0o755), out.Close())
 }
 
 // Counters says what the job has moved and used.
