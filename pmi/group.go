@@ -4,14 +4,13 @@ import (
 	"errors"
 	"fmt"
 	"strings"
-	"unicode"
 )
 
 // The limits announced in answer to get_maxes, in bytes. A rank that oversteps one is at fault and loses its connection.
 //
 // MPICH's PMI-1 client formats a put into a buffer of 1024 bytes; one that does not fit it sends without its newline, and
 // then waits for an answer for ever. MPICH 4.0 keeps its own values short enough for that. MaxValue keeps everybody's: the
-// longest possible put, with the longest KVS name and key, still fits. MPICH splits what is longer, for instance the UCX
+// longest possible put, with the longest name and key, still fits. MPICH splits what is longer, for instance the UCX
 // address of a machine with many network devices, over several keys.
 const (
 	// MaxKVSName is the longest Group.KVSName.
@@ -19,10 +18,12 @@ const (
 	// MaxKey is the longest key: get_maxes' keylen_max.
 	MaxKey = 64
 	// MaxValue is the longest value: get_maxes' vallen_max.
-	MaxValue = clientLine - len("cmd=put kvsname= key= value=\n") - MaxKVSName - MaxKey
+	MaxValue = clientLine - len("cmd=put kvsname= key= value=\n") - MaxKVSName - maxSpace - MaxKey
 	// MaxSize is the largest process group, in ranks.
 	MaxSize = 1 << 20
 
+	// maxStored is the longest value that is kept. PMI-2 has no get_maxes: its clients send values of up to this length.
+	maxStored = 1024
 	// clientLine is the longest line, newline included, that MPICH's client can write or read.
 	clientLine = 1023
 	// announcedKVSName is get_maxes' kvsname_max; older clients take nothing below 256.
@@ -31,14 +32,22 @@ const (
 	rankQuota = 256 << 10
 )
 
-// Group describes a process group: what every rank of a job is told, wherever it runs. The launcher makes it and sends
-// the same one to each clone's agent.
+// Pair is a key and its value: in the KVS, in the info of a spawn, or in a rank's request.
+type Pair struct {
+	Key   string `json:"key"`
+	Value string `json:"value"`
+}
+
+// Group describes a process group: what every rank of it is told, wherever it runs. The launcher makes it and sends the
+// same one to each clone's agent. The ranks that MPI_Comm_spawn starts are a group of their own: SpawnRequest.Group.
 type Group struct {
 	Size         int    // ranks in the group, PMI_SIZE
-	KVSName      string // name of the group's key-value space, at most MaxKVSName bytes, no spaces
-	AppNum       int    // MPI_APPNUM
+	KVSName      string // name of the group and of its key-value space, at most MaxKVSName bytes, no spaces; unique in the job
+	Apps         []int  // ranks of each program, in the order of ranks: MPI_APPNUM; none is one program
 	UniverseSize int    // MPI_UNIVERSE_SIZE; 0 or less says that it is not known
 	Mapping      string // which rank lives on which clone, see Mapping; empty lets MPICH take each rank for a node of its own
+	Preput       []Pair // what is in the KVS from the start
+	Spawner      string // KVSName of the group that spawned this one; empty for a group that the user started
 }
 
 // Validate says what is wrong with g, if anything is.
@@ -46,15 +55,47 @@ func (g Group) Validate() error {
 	switch {
 	case g.Size < 1 || g.Size > MaxSize:
 		return fmt.Errorf("process group of %d ranks: must be 1 to %d", g.Size, MaxSize)
-	case g.KVSName == "" || len(g.KVSName) > MaxKVSName || !isToken(g.KVSName):
+	case !isKVSName(g.KVSName):
 		return fmt.Errorf("KVS name %q: must be 1 to %d printable characters without spaces", clip(g.KVSName), MaxKVSName)
+	case g.Spawner != "" && !isKVSName(g.Spawner):
+		return fmt.Errorf("KVS name %q of the spawner: must be at most %d printable characters without spaces", clip(g.Spawner), MaxKVSName)
 	case len(g.Mapping) > MaxValue:
 		return fmt.Errorf("%s of %d bytes: MPICH reads at most %d; give clones equal numbers of ranks, or leave the mapping out",
 			mappingKey, len(g.Mapping), MaxValue)
 	case g.Mapping != "" && !isToken(g.Mapping):
 		return fmt.Errorf("%s %q: must be printable characters without spaces", mappingKey, clip(g.Mapping))
 	}
-	return nil
+	ranks := 0
+	for i, n := range g.Apps {
+		if n < 0 || n > g.Size {
+			return fmt.Errorf("program %d has %d ranks in a group of %d", i, n, g.Size)
+		}
+		ranks += n
+	}
+	if len(g.Apps) > 0 && ranks != g.Size {
+		return fmt.Errorf("the programs have %d ranks together in a group of %d", ranks, g.Size)
+	}
+	return checkPreput(g.Preput)
+}
+
+func isKVSName(s string) bool { return s != "" && len(s) <= MaxKVSName && isToken(s) }
+
+// appNum is the number of the program that a rank runs.
+func (g Group) appNum(rank int) int {
+	for i, n := range g.Apps {
+		if rank -= n; rank < 0 {
+			return i
+		}
+	}
+	return 0
+}
+
+// initial is what the group's KVS begins with.
+func (g Group) initial() []Pair {
+	if g.Mapping == "" {
+		return g.Preput
+	}
+	return append([]Pair{{mappingKey, g.Mapping}}, g.Preput...)
 }
 
 // mappingKey is the key under which MPICH looks for Group.Mapping.
@@ -87,19 +128,6 @@ func Mapping(ranksPerNode []int) string {
 	flush()
 	b.WriteString(")")
 	return b.String()
-}
-
-// Environ is what a rank must find in its environment to talk to ServeRank: it is rank `rank` of `size`, the localID-th
-// (from 0) of localSize on its clone, and descriptor fd is the other end of the connection given to ServeRank.
-// MPIR_CVAR_CH3_INTERFACE_HOSTNAME, which names the clone's address for MPICH's ch3 builds, is the caller's to add.
-func Environ(rank, size, localID, localSize, fd int) []string {
-	return []string{
-		fmt.Sprintf("PMI_FD=%d", fd),
-		fmt.Sprintf("PMI_RANK=%d", rank),
-		fmt.Sprintf("PMI_SIZE=%d", size),
-		fmt.Sprintf("MPI_LOCALRANKID=%d", localID),
-		fmt.Sprintf("MPI_LOCALNRANKS=%d", localSize),
-	}
 }
 
 // State is how far a rank has come in PMI's life cycle.
@@ -146,53 +174,4 @@ func checkRanks(ranks []int, size int) error {
 		seen[r] = true
 	}
 	return nil
-}
-
-// formatRanks writes ranks for a person: "0-3,6".
-func formatRanks(ranks []int) string {
-	var b strings.Builder
-	for i := 0; i < len(ranks); {
-		last := i
-		for last+1 < len(ranks) && ranks[last+1] == ranks[last]+1 {
-			last++
-		}
-		if i > 0 {
-			b.WriteByte(',')
-		}
-		fmt.Fprint(&b, ranks[i])
-		if last > i {
-			fmt.Fprintf(&b, "-%d", ranks[last])
-		}
-		i = last + 1
-	}
-	return b.String()
-}
-
-// isToken reports whether s can stand as a value inside a PMI line: printable ASCII without spaces.
-func isToken(s string) bool {
-	for i := range len(s) {
-		if s[i] <= ' ' || s[i] > '~' {
-			return false
-		}
-	}
-	return true
-}
-
-// printable makes a guest's text safe for a terminal.
-func printable(s string) string {
-	return strings.Map(func(r rune) rune {
-		if !unicode.IsPrint(r) {
-			return '?'
-		}
-		return r
-	}, s)
-}
-
-// clip shortens s for an error message: what a rank sends must not fill a log.
-func clip(s string) string {
-	const most = 80
-	if len(s) > most {
-		return s[:most] + "..."
-	}
-	return s
 }

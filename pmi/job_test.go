@@ -46,10 +46,10 @@ func newJob(t testing.TB, clones, ranksEach int) *job {
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	t.Cleanup(cancel)
 	j := &job{t: t, cancel: cancel, group: Group{
-		Size: clones * ranksEach, KVSName: "kvs_7", AppNum: 0, UniverseSize: -1,
+		Size: clones * ranksEach, KVSName: "kvs_7", UniverseSize: -1,
 		Mapping: Mapping(slices.Repeat([]int{ranksEach}, clones)),
 	}}
-	j.server = NewServer(j.group, Events{
+	j.server = NewServer(j.group, NewNames(), Events{
 		Abort:    func(rank, code int, message string) { j.note("abort %d %d %q", rank, code, message) },
 		Protocol: func(rank int, err error) { j.note("protocol %d %v", rank, err) },
 		Init:     func(rank int) { j.note("init %d", rank) },
@@ -175,7 +175,7 @@ func (c *client) expect(line, want string) {
 
 const (
 	hello        = "cmd=init pmi_version=1 pmi_subversion=1"
-	helloBack    = "cmd=response_to_init pmi_version=1 pmi_subversion=1 rc=0"
+	helloBack    = "cmd=response_to_init pmi_version=1 pmi_subversion=2 rc=0"
 	putDone      = "cmd=put_result rc=0 msg=success"
 	foundPrefix  = "cmd=get_result rc=0 msg=success value="
 	missedPrefix = "cmd=get_result rc=-1 msg=key_"

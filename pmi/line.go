@@ -6,48 +6,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"strconv"
 	"strings"
 )
 
-// Limits of what a rank may send. The longest legal put is clientLine; lines are allowed to be longer because the
-// arguments of a spawn are paths and command lines.
-const (
-	maxLine       = 8 << 10   // bytes, newline included
-	maxSpawnBytes = 256 << 10 // bytes of one multi-line command
-)
-
-// request is one command of a rank: "cmd=name key=value ..." or a multi-line "mcmd=name ... endcmd".
-type request struct {
-	cmd    string
-	fields []entry
-}
-
-// entry is a key and its value, in a PMI line or in the KVS.
-type entry struct{ key, value string }
-
-// get returns the value of a field, and whether the request has it.
-func (q request) get(key string) (string, bool) {
-	for _, f := range q.fields {
-		if f.key == key {
-			return f.value, true
-		}
-	}
-	return "", false
-}
-
-// number returns an integer field; a field that is missing or is not a number is an error.
-func (q request) number(key string) (int, error) {
-	v, ok := q.get(key)
-	if !ok {
-		return 0, fmt.Errorf("%s without %s", q.cmd, key)
-	}
-	n, err := strconv.ParseInt(v, 10, 32)
-	if err != nil {
-		return 0, fmt.Errorf("%s with %s=%q: not a number", q.cmd, key, clip(v))
-	}
-	return int(n), nil
-}
+// PMI-1's syntax: "cmd=name key=value ..." in one line, or "mcmd=name", a line for each field, and "endcmd".
 
 // takesRest lists the fields whose value is the rest of the line: they are the last of their command, and may hold
 // anything, " x=" included.
@@ -76,12 +38,12 @@ func parseLine(line []byte) (request, error) {
 		if _, twice := q.get(key); twice {
 			return request{}, fmt.Errorf("%s= twice in one line", clip(key))
 		}
-		q.fields = append(q.fields, entry{key, value})
+		q.fields = append(q.fields, Pair{key, value})
 	}
-	if len(q.fields) == 0 || q.fields[0].key != "cmd" && q.fields[0].key != "mcmd" {
+	if len(q.fields) == 0 || q.fields[0].Key != "cmd" && q.fields[0].Key != "mcmd" {
 		return request{}, fmt.Errorf("%q does not begin with cmd= or mcmd=", clip(string(line)))
 	}
-	q.cmd = q.fields[0].value
+	q.cmd = q.fields[0].Value
 	if q.cmd == "" || !isToken(q.cmd) {
 		return request{}, fmt.Errorf("command name %q", clip(q.cmd))
 	}
@@ -102,17 +64,8 @@ func cutValue(s string) (value, rest string) {
 	return strings.TrimRight(s, " "), ""
 }
 
-// requestReader reads a rank's requests off its connection.
-type requestReader struct {
-	r *bufio.Reader
-}
-
-func newRequestReader(r io.Reader) *requestReader {
-	return &requestReader{bufio.NewReaderSize(r, maxLine)}
-}
-
-// next returns the next request. io.EOF is the end of the stream between two requests; any other end is an error.
-func (rr *requestReader) next() (request, error) {
+// nextLine reads a request that begins with a line.
+func (rr *requestReader) nextLine() (request, error) {
 	line, err := rr.line()
 	if err != nil {
 		return request{}, err
@@ -121,11 +74,11 @@ func (rr *requestReader) next() (request, error) {
 	if err != nil {
 		return request{}, &badInput{err}
 	}
-	if q.fields[0].key != "mcmd" {
+	if q.fields[0].Key != "mcmd" {
 		return q, nil
 	}
-	// A multi-line command has one field per line. Only numbers are looked at, so nothing else is kept.
-	for total := 0; ; {
+	seen := map[string]bool{"mcmd": true}
+	for {
 		line, err := rr.line()
 		if err != nil {
 			if err == io.EOF {
@@ -133,7 +86,7 @@ func (rr *requestReader) next() (request, error) {
 			}
 			return request{}, err
 		}
-		if total += len(line) + 1; total > maxSpawnBytes {
+		if q.bytes += len(line) + 1; q.bytes > maxSpawnBytes {
 			return request{}, &badInput{fmt.Errorf("mcmd=%s of more than %d bytes", clip(q.cmd), maxSpawnBytes)}
 		}
 		if string(line) == "endcmd" {
@@ -143,9 +96,11 @@ func (rr *requestReader) next() (request, error) {
 		if !found || key == "" {
 			return request{}, &badInput{fmt.Errorf("%q inside mcmd=%s is not key=value", clip(string(line)), clip(q.cmd))}
 		}
-		if _, twice := q.get(key); key == "totspawns" && !twice {
-			q.fields = append(q.fields, entry{key, value})
+		if seen[key] {
+			return request{}, &badInput{fmt.Errorf("%s= twice inside mcmd=%s", clip(key), clip(q.cmd))}
 		}
+		seen[key] = true
+		q.fields = append(q.fields, Pair{key, value})
 	}
 }
 
@@ -162,10 +117,3 @@ func (rr *requestReader) line() ([]byte, error) {
 	}
 	return nil, err
 }
-
-// badInput is what a rank did wrong, as opposed to a connection that broke. It ends the rank's connection and is
-// reported to the launcher.
-type badInput struct{ err error }
-
-func (b *badInput) Error() string { return b.err.Error() }
-func (b *badInput) Unwrap() error { return b.err }

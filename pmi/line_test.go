@@ -11,17 +11,17 @@ import (
 func TestParseLine(t *testing.T) {
 	for _, test := range []struct {
 		line   string
-		fields []entry // nil: an error
+		fields []Pair // nil: an error
 	}{
-		{"cmd=barrier_in", []entry{{"cmd", "barrier_in"}}},
-		{"cmd=get_maxes ", []entry{{"cmd", "get_maxes"}}},
-		{"cmd=init pmi_version=1 pmi_subversion=1", []entry{{"cmd", "init"}, {"pmi_version", "1"}, {"pmi_subversion", "1"}}},
-		{"cmd=put kvsname=k key=a value=x y=z  w", []entry{{"cmd", "put"}, {"kvsname", "k"}, {"key", "a"}, {"value", "x y=z  w"}}},
-		{"cmd=put key=a value=", []entry{{"cmd", "put"}, {"key", "a"}, {"value", ""}}},
-		{"cmd=publish_name service=ocean  model port=tag#0$port#1$", []entry{
+		{"cmd=barrier_in", []Pair{{"cmd", "barrier_in"}}},
+		{"cmd=get_maxes ", []Pair{{"cmd", "get_maxes"}}},
+		{"cmd=init pmi_version=1 pmi_subversion=1", []Pair{{"cmd", "init"}, {"pmi_version", "1"}, {"pmi_subversion", "1"}}},
+		{"cmd=put kvsname=k key=a value=x y=z  w", []Pair{{"cmd", "put"}, {"kvsname", "k"}, {"key", "a"}, {"value", "x y=z  w"}}},
+		{"cmd=put key=a value=", []Pair{{"cmd", "put"}, {"key", "a"}, {"value", ""}}},
+		{"cmd=publish_name service=ocean  model port=tag#0$port#1$", []Pair{
 			{"cmd", "publish_name"}, {"service", "ocean  model"}, {"port", "tag#0$port#1$"}}},
-		{"cmd=lookup_name service=ocean model", []entry{{"cmd", "lookup_name"}, {"service", "ocean model"}}},
-		{"mcmd=spawn", []entry{{"mcmd", "spawn"}}},
+		{"cmd=lookup_name service=ocean model", []Pair{{"cmd", "lookup_name"}, {"service", "ocean model"}}},
+		{"mcmd=spawn", []Pair{{"mcmd", "spawn"}}},
 		{"", nil},
 		{"hello", nil},
 		{"cmd=", nil},
@@ -97,7 +97,7 @@ func FuzzRequestReader(f *testing.F) {
 				t.Errorf("request %q", q.fields)
 			}
 			for _, field := range q.fields {
-				if strings.ContainsAny(field.key+field.value, "\n\x00") && q.fields[0].key == "cmd" {
+				if strings.ContainsAny(field.Key+field.Value, "\n\x00") && q.fields[0].Key == "cmd" {
 					t.Errorf("field %q", field)
 				}
 			}

@@ -54,7 +54,7 @@ func launch(t *testing.T, clones, ranksEach int, program string, args ...string)
 	size := clones * ranksEach
 	group := Group{Size: size, KVSName: "kvs_1_0", UniverseSize: size, Mapping: Mapping([]int{size})}
 	m := &mpich{t: t, ctx: ctx, aborts: make(chan string, size), faults: make(chan string, size)}
-	m.server = NewServer(group, Events{
+	m.server = NewServer(group, NewNames(), Events{
 		Abort:    func(rank, code int, message string) { m.aborts <- fmt.Sprintf("rank %d aborts with %d", rank, code) },
 		Protocol: func(rank int, err error) { m.faults <- fmt.Sprintf("rank %d: %v", rank, err) },
 	})
@@ -79,7 +79,11 @@ func launch(t *testing.T, clones, ranksEach int, program string, args ...string)
 			out := &bytes.Buffer{}
 			cmd.Stdout, cmd.Stderr = out, out
 			cmd.ExtraFiles = []*os.File{theirs} // descriptor 3
-			cmd.Env = append(os.Environ(), Environ(rank, size, rank, size, 3)...)
+			env, err := proxy.Environ(rank, 3)
+			if err != nil {
+				t.Fatal(err)
+			}
+			cmd.Env = append(os.Environ(), env...)
 			cmd.Env = append(cmd.Env, "HWLOC_COMPONENTS=-gl,-opencl")
 			cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 			if err := cmd.Start(); err != nil {
@@ -129,6 +133,11 @@ func (m *mpich) wait() []string {
 		if err := within(m.t, c); err != nil {
 			m.t.Error(err)
 		}
+	}
+	select {
+	case fault := <-m.faults:
+		m.t.Errorf("reported: %s", fault)
+	default:
 	}
 	slices.Sort(lines)
 	return lines
@@ -181,19 +190,13 @@ func TestMPICHLeavesWithoutFinalize(t *testing.T) {
 	m.kill()
 }
 
-// What is not supported must come back to the program as an MPI error.
-func TestMPICHLooksUpAName(t *testing.T) {
-	m := launch(t, 1, 1, compile(t), "names")
-	if got := m.wait(); !slices.Contains(got, "lookup failed") {
-		t.Errorf("printed %q", got)
-	}
-	select {
-	case got := <-m.faults:
-		if got != "rank 0: lookup_name is not supported" {
-			t.Error(got)
-		}
-	default:
-		t.Error("not reported")
+// A name that one clone's rank publishes is found by another's, and one that nobody did is an MPI error.
+func TestMPICHNames(t *testing.T) {
+	got := launch(t, 2, 1, compile(t), "names").wait()
+	got = slices.DeleteFunc(got, func(line string) bool { return strings.HasPrefix(line, "rank ") })
+	want := []string{"lookup of another failed", "lookup of another failed", "lookup tag#0$port#99$", "unpublish done"}
+	if !slices.Equal(got, want) {
+		t.Errorf("printed %q, want %q", got, want)
 	}
 }
 

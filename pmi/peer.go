@@ -3,19 +3,21 @@ package pmi
 import (
 	"fmt"
 	"io"
+	"slices"
 	"time"
 )
 
 // peer is the proxy at the other end of one Serve.
 type peer struct {
-	conn    io.ReadWriteCloser
-	ranks   []int
-	greeted bool // its hello was right
-	open    int  // ranks whose connection is not closed yet
-	entered bool // all its ranks are in the barrier
-	quota   *quota
-	out     chan []byte // frames to write; nobody waits to put one in
-	err     error       // the first thing that went wrong
+	conn     io.ReadWriteCloser
+	ranks    []int
+	greeted  bool   // its hello was right
+	open     int    // ranks whose connection is not closed yet
+	barriers int    // that it is in
+	seen     uint64 // up to which moment it knows the KVS
+	quota    *quota
+	out      chan []byte // frames to write; nobody waits to put one in
+	err      error       // the first thing that went wrong
 }
 
 // send queues frames for a peer.
@@ -77,7 +79,7 @@ func (s *Server) write(p *peer) {
 func (s *Server) waitingFor(p *peer) string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	var open, missing []int
+	var open []int
 	for _, r := range p.ranks {
 		if !s.ranks[r].gone {
 			open = append(open, r)
@@ -86,15 +88,24 @@ func (s *Server) waitingFor(p *peer) string {
 	if !p.greeted {
 		return "its hello was awaited"
 	}
-	if !p.entered {
-		return fmt.Sprintf("ranks %s were connected", formatRanks(open))
-	}
-	for r := range s.ranks {
-		if q := s.ranks[r].peer; q == nil || !q.entered {
-			missing = append(missing, r)
+	for _, g := range s.gatherings {
+		if slices.Contains(g.in, p) {
+			return fmt.Sprintf("ranks %s waited in barrier %s for ranks %s", formatRanks(g.members.of(p.ranks)), clip(g.members.name),
+				formatRanks(s.absent(g)))
 		}
 	}
-	return fmt.Sprintf("ranks %s waited in barrier %d for ranks %s", formatRanks(open), s.generation, formatRanks(missing))
+	return fmt.Sprintf("ranks %s were connected", formatRanks(open))
+}
+
+// absent lists the ranks for which a barrier waits, with s.mu held.
+func (s *Server) absent(g *gathering) []int {
+	var absent []int
+	for r := range s.ranks {
+		if len(g.members.of([]int{r})) > 0 && !slices.Contains(g.in, s.ranks[r].peer) {
+			absent = append(absent, r)
+		}
+	}
+	return absent
 }
 
 // interrupt makes reads and writes on conn return. Closing alone does not do it for every stream (yamux goes on reading

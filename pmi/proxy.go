@@ -7,11 +7,12 @@ import (
 	"fmt"
 	"io"
 	"slices"
+	"strings"
 	"sync"
 )
 
-// Proxy serves the ranks of one clone and speaks for them with the Server. Make one with NewProxy, keep Run going, and
-// call ServeRank for each rank.
+// Proxy serves the ranks of one group on one clone and speaks for them with the Server. Make one with NewProxy, keep Run
+// going, and call ServeRank for each rank.
 type Proxy struct {
 	group    Group
 	upstream io.ReadWriteCloser
@@ -22,27 +23,26 @@ type Proxy struct {
 
 	writing sync.Mutex // held while writing upstream; never taken with mu held
 
-	mu         sync.Mutex
-	slots      map[int]*slot
-	cache      map[string]string // what the local ranks and, up to the last barrier, everybody has put
-	cached     *quota            // bounds cache
-	pending    batch             // local puts that the server has not seen
-	generation uint64            // barriers completed
-	entered    int               // local ranks in the barrier
-	out        chan struct{}     // closed when the barrier that is being entered is over
-	err        error             // why done is closed
+	mu       sync.Mutex
+	slots    map[int]*slot
+	cache    map[string]string   // what the local ranks and, up to the last barrier, everybody has put
+	cached   *quota              // bounds cache
+	pending  batch               // local puts that the server has not seen
+	barriers map[string]*barrier // that local ranks are in
+	attrs    map[string]string   // PMI-2's node attributes
+	attrPut  chan struct{}       // closed, and made anew, when one is put
+	err      error               // why done is closed
 }
 
 // slot is what the proxy knows of a local rank.
 type slot struct {
-	rank    int
-	served  bool
-	state   State
-	entered bool         // in the barrier
-	quota   *quota       // of its puts
-	closed  bool         // its connection is closed, and the server was told
-	answer  chan message // the answer to its one get that is under way
-	faults  int          // reported so far
+	rank   int
+	served bool
+	state  State
+	quota  *quota       // of its puts
+	closed bool         // its connection is closed, and the server was told
+	answer chan message // the answer to its one question that is under way
+	faults int          // reported so far
 }
 
 // NewProxy makes the proxy of the clone that runs the local ranks of g. A mistake in g or local is reported by Run.
@@ -55,16 +55,44 @@ func NewProxy(g Group, upstream io.ReadWriteCloser, local []int) *Proxy {
 		done:     make(chan struct{}),
 		slots:    map[int]*slot{},
 		cache:    map[string]string{},
-		cached:   newQuota(rankQuota * max(1, min(g.Size, MaxSize))),
-		out:      make(chan struct{}),
+		cached:   newQuota(rankQuota * (1 + max(1, min(g.Size, MaxSize)))), // of all ranks, and of what was preput
+		barriers: map[string]*barrier{},
+		attrs:    map[string]string{},
+		attrPut:  make(chan struct{}),
 	}
 	for _, r := range local {
 		p.slots[r] = &slot{rank: r, quota: newQuota(rankQuota), answer: make(chan message, 1)}
 	}
-	if g.Mapping != "" {
-		p.cache[mappingKey] = g.Mapping
+	for _, pair := range g.initial() {
+		p.cache[pair.Key] = pair.Value
 	}
 	return p
+}
+
+// Environ is what a local rank must find in its environment to talk to ServeRank: descriptor fd is the other end of the
+// connection given to it. MPIR_CVAR_CH3_INTERFACE_HOSTNAME, which names the clone's address for MPICH's ch3 builds, is the
+// caller's to add.
+func (p *Proxy) Environ(rank, fd int) ([]string, error) {
+	env, err := p.environ(rank)
+	return append([]string{fmt.Sprintf("PMI_FD=%d", fd)}, env...), err
+}
+
+// environ is what a rank finds in its environment, however it connects.
+func (p *Proxy) environ(rank int) ([]string, error) {
+	at := slices.Index(p.ranks, rank)
+	if at < 0 {
+		return nil, fmt.Errorf("rank %d of group %s is not on this clone", rank, p.group.KVSName)
+	}
+	env := []string{
+		fmt.Sprintf("PMI_RANK=%d", rank),
+		fmt.Sprintf("PMI_SIZE=%d", p.group.Size),
+		fmt.Sprintf("MPI_LOCALRANKID=%d", at),
+		fmt.Sprintf("MPI_LOCALNRANKS=%d", len(p.ranks)),
+	}
+	if p.group.Spawner != "" {
+		env = append(env, "PMI_SPAWNED=1")
+	}
+	return env, nil
 }
 
 // Run is the upstream side. It returns nil when every local rank was served and closed and the server knows it; ctx is
@@ -133,7 +161,7 @@ func (p *Proxy) handle(m message) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	switch m.kind {
-	case kindValue:
+	case kindAnswer, kindSpawned:
 		s := p.slots[m.rank]
 		if s == nil {
 			return fmt.Errorf("the launcher answered rank %d, which is not on this clone", m.rank)
@@ -144,36 +172,40 @@ func (p *Proxy) handle(m message) error {
 			return fmt.Errorf("the launcher answered rank %d twice", m.rank)
 		}
 	case kindPut:
-		return p.learn(m.entries)
+		return p.learn(m.pairs)
 	case kindBarrierOut:
-		if m.generation != p.generation || p.entered != len(p.slots) {
-			return fmt.Errorf("the launcher ended barrier %d out of turn", m.generation)
-		}
-		if err := p.learn(m.entries); err != nil {
-			return err
-		}
-		for _, s := range p.slots {
-			s.entered = false
-		}
-		p.entered = 0
-		p.generation++
-		close(p.out)
-		p.out = make(chan struct{})
+		return p.barrierOut(m)
 	default:
 		return fmt.Errorf("the launcher sent a %s message, which is not its to send", m.kind)
 	}
 	return nil
 }
 
-// learn takes entries of the server into the cache.
-func (p *Proxy) learn(entries []entry) error {
-	for _, e := range entries {
-		if err := p.cached.take(e); err != nil {
+// learn takes pairs of the server into the cache. A local rank that has put one of the keys since is right for now: the
+// next barrier settles it for all.
+func (p *Proxy) learn(pairs []Pair) error {
+	for _, pair := range pairs {
+		if p.pending.holds(pair.Key) {
+			continue
+		}
+		if err := p.cached.take(pair); err != nil {
 			return fmt.Errorf("the launcher: %w", err)
 		}
-		p.cache[e.key] = e.value
+		p.remember(pair)
 	}
 	return nil
+}
+
+// remember takes a pair into the cache.
+func (p *Proxy) remember(pair Pair) {
+	if space, ok := destroyedSpace(pair.Key); ok {
+		for key := range p.cache {
+			if strings.HasPrefix(key, space+" ") {
+				delete(p.cache, key)
+			}
+		}
+	}
+	p.cache[pair.Key] = pair.Value
 }
 
 // send writes one message upstream.
@@ -182,6 +214,11 @@ func (p *Proxy) send(m message) error { return p.write(appendFrame(nil, m)) }
 func (p *Proxy) write(frames []byte) error {
 	p.writing.Lock()
 	defer p.writing.Unlock()
+	return p.writeLocked(frames)
+}
+
+// writeLocked is write with p.writing held.
+func (p *Proxy) writeLocked(frames []byte) error {
 	if _, err := p.upstream.Write(frames); err != nil {
 		return fmt.Errorf("write to the launcher: %w", err)
 	}
@@ -206,32 +243,16 @@ func (p *Proxy) lookup(key string) (string, bool) {
 	return value, ok
 }
 
-// put takes a local rank's entry: its neighbours see it now, the other clones after the next barrier.
-func (p *Proxy) put(s *slot, e entry) error {
+// put takes a local rank's pair: its neighbours see it now, the other clones after the next barrier.
+func (p *Proxy) put(s *slot, pair Pair) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if err := s.quota.take(e); err != nil {
+	if err := s.quota.take(pair); err != nil {
 		return err
 	}
-	p.cache[e.key] = e.value
-	p.pending.put(e)
+	p.remember(pair)
+	p.pending.put(pair)
 	return nil
-}
-
-// enter puts a local rank into the barrier. The last one takes everybody's puts upstream. The channel is closed when all
-// ranks of the group are in.
-func (p *Proxy) enter(s *slot) (<-chan struct{}, error) {
-	p.mu.Lock()
-	s.entered = true
-	p.entered++
-	out := p.out
-	if p.entered < len(p.slots) {
-		p.mu.Unlock()
-		return out, nil
-	}
-	frames := appendEntries(nil, message{kind: kindBarrierIn, generation: p.generation}, p.pending.take())
-	p.mu.Unlock()
-	return out, p.write(frames)
 }
 
 // waitingFor says what Run waits for, for errors.
@@ -248,22 +269,6 @@ func (p *Proxy) waitingFor() string {
 		return "the launcher's goodbye was awaited"
 	}
 	return fmt.Sprintf("ranks %s were connected or still to come", formatRanks(open))
-}
-
-// missing says whom a rank in the barrier waits for.
-func (p *Proxy) missing() string {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	var local []int
-	for _, r := range p.ranks {
-		if !p.slots[r].entered {
-			local = append(local, r)
-		}
-	}
-	if len(local) > 0 {
-		return "local ranks " + formatRanks(local)
-	}
-	return "ranks of other clones"
 }
 
 // lost is the error of a rank whose proxy has ended.

@@ -5,7 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"strings"
+	"sync"
+	"sync/atomic"
 )
 
 // maxFaults is how many unsupported commands of a rank are reported; a rank that loops over one must not fill the log.
@@ -18,23 +19,34 @@ const maxFaults = 16
 // names the rank when it sent something bad. In any case the others are served on. They may wait for this rank in a
 // barrier: whether the job ends is the launcher's decision, which hears of it through Events.Closed.
 func (p *Proxy) ServeRank(ctx context.Context, rank int, conn io.ReadWriteCloser) error {
-	defer conn.Close()
-	if err := p.serveRank(ctx, rank, conn); err != nil {
+	return p.serve(ctx, rank, newLink(conn))
+}
+
+func (p *Proxy) serve(ctx context.Context, rank int, l *link) error {
+	defer l.conn.Close()
+	if err := p.serveRank(ctx, rank, l); err != nil {
 		return fmt.Errorf("serve PMI of rank %d: %w", rank, err)
 	}
 	return nil
 }
 
-func (p *Proxy) serveRank(ctx context.Context, rank int, conn io.ReadWriteCloser) error {
+// claim takes the rank for one connection.
+func (p *Proxy) claim(rank int) (*slot, error) {
 	p.mu.Lock()
+	defer p.mu.Unlock()
 	s := p.slots[rank]
 	if s == nil || s.served {
-		p.mu.Unlock()
-		return errors.New("not a rank of this clone, or already served")
+		return nil, errors.New("not a rank of this clone, or already served")
 	}
 	s.served = true
-	p.mu.Unlock()
+	return s, nil
+}
 
+func (p *Proxy) serveRank(ctx context.Context, rank int, l *link) error {
+	s, err := p.claim(rank)
+	if err != nil {
+		return err
+	}
 	select {
 	case <-p.ready:
 	case <-p.done:
@@ -43,19 +55,20 @@ func (p *Proxy) serveRank(ctx context.Context, rank int, conn io.ReadWriteCloser
 		return fmt.Errorf("waiting for the stream to the launcher: %w", context.Cause(ctx))
 	}
 	c := &conversation{
-		proxy: p, slot: s, conn: conn,
+		proxy: p, slot: s, link: l,
 		requests: make(chan request),
 		gone:     make(chan struct{}),
 		over:     make(chan struct{}),
 	}
 	go c.read()
-	stop := context.AfterFunc(ctx, func() { interrupt(conn) })
+	stop := context.AfterFunc(ctx, func() { interrupt(l.conn) })
 	defer stop()
 
-	err := c.converse(ctx)
+	err = c.converse(ctx)
 	close(c.over)
-	interrupt(conn) // ends the reader
+	interrupt(l.conn) // ends the reader, and whoever answers
 	<-c.gone
+	c.waiters.Wait()
 
 	var bad *badInput
 	if errors.As(err, &bad) {
@@ -64,9 +77,15 @@ func (p *Proxy) serveRank(ctx context.Context, rank int, conn io.ReadWriteCloser
 	if err == nil && p.RankState(rank) == Initialized {
 		err = ErrNotFinalized
 	}
-	if sendErr := p.send(message{kind: kindClosed, rank: rank}); err == nil {
+	if sendErr := p.close(s); err == nil {
 		err = sendErr
 	}
+	return err
+}
+
+// close tells the server that nothing more comes from a rank.
+func (p *Proxy) close(s *slot) error {
+	err := p.send(message{kind: kindClosed, rank: s.rank})
 	p.mu.Lock()
 	s.closed = true
 	p.mu.Unlock()
@@ -74,26 +93,30 @@ func (p *Proxy) serveRank(ctx context.Context, rank int, conn io.ReadWriteCloser
 }
 
 // conversation is one ServeRank: read takes requests off the connection, converse answers them. They are two so that the
-// end of the connection and MPI_Abort are noticed while the rank, or another thread of it, waits in a barrier.
+// end of the connection and MPI_Abort are noticed while the rank, or another thread of it, waits. What waits for other
+// ranks and not for the server has a goroutine of its own, so that other threads of the rank can go on asking.
 type conversation struct {
 	proxy *Proxy
 	slot  *slot
-	conn  io.ReadWriteCloser
+	link  *link
 
 	requests chan request
 	gone     chan struct{} // closed when nothing more comes, after readErr is set
 	readErr  error
 	over     chan struct{} // closed when nobody takes requests any more
 
-	spawned int // blocks of the spawn command seen so far
+	waiters sync.WaitGroup
+	waiting atomic.Int32 // waiters
+
+	blocks []request // of a PMI-1 spawn that is not complete
+	spaces int       // key-value spaces made
 }
 
 // read is the reader.
 func (c *conversation) read() {
 	defer close(c.gone)
-	rr := newRequestReader(c.conn)
 	for {
-		q, err := rr.next()
+		q, err := c.link.next()
 		if err != nil {
 			c.readErr = err
 			return
@@ -113,15 +136,19 @@ func (c *conversation) read() {
 	}
 }
 
-// abort goes upstream at once and has no answer: the rank waits to be killed. An abort is never lost to bad syntax.
+// abort goes upstream at once and has no answer: the rank waits to be killed. An abort is never lost to bad syntax. PMI-2
+// and some clients name the message otherwise than PMI-1.
 func (c *conversation) abort(q request) error {
 	code, err := q.number("exitcode")
 	if err != nil {
 		code = 1
 	}
-	text, given := q.get("message")
-	if !given {
-		text, _ = q.get("error_msg") // Flux's client
+	var text string
+	for _, key := range []string{"message", "msg", "error_msg"} {
+		if t, given := q.get(key); given {
+			text = t
+			break
+		}
 	}
 	return c.proxy.send(message{kind: kindAbort, rank: c.slot.rank, code: code, text: text})
 }
@@ -139,7 +166,9 @@ func (c *conversation) converse(ctx context.Context) error {
 	for {
 		select {
 		case q := <-c.requests:
-			if err := c.handle(ctx, q); err != nil {
+			if err := c.handle(ctx, q); errors.Is(err, errGone) {
+				return c.ended(ctx)
+			} else if err != nil {
 				return err
 			}
 		case <-c.gone:
@@ -147,7 +176,7 @@ func (c *conversation) converse(ctx context.Context) error {
 		case <-c.proxy.done:
 			return c.proxy.lost()
 		case <-ctx.Done():
-			return context.Cause(ctx)
+			return c.stopped(ctx)
 		}
 	}
 }
@@ -159,52 +188,32 @@ func (c *conversation) ended(ctx context.Context) error {
 	case errors.As(c.readErr, &bad):
 		return c.readErr
 	case ctx.Err() != nil:
-		return context.Cause(ctx)
+		return c.stopped(ctx)
 	}
 	// A rank that is killed with an answer unread resets the connection, or leaves half a line: an end like any other.
 	return nil
 }
 
-// reply writes one line to the rank. A rank that has hung up does not want it: the reader notices its end.
-func (c *conversation) reply(format string, args ...any) {
-	_, _ = fmt.Fprintf(c.conn, format+"\n", args...)
+// stopped says what the rank was doing when ctx ended.
+func (c *conversation) stopped(ctx context.Context) error {
+	if whom := c.proxy.missing(c.slot.rank); whom != "" {
+		return fmt.Errorf("waiting in a barrier for %s: %w", whom, context.Cause(ctx))
+	}
+	return context.Cause(ctx)
 }
 
-// handle answers one request.
+// handle answers one request, whose syntax tells the version.
 func (c *conversation) handle(ctx context.Context, q request) error {
-	p, g := c.proxy, c.proxy.group
-	if q.cmd == "init" {
-		return c.init(q)
+	if q.packet {
+		return c.handlePacket(ctx, q)
 	}
-	if state := p.RankState(c.slot.rank); state != Initialized {
+	return c.handleLine(ctx, q)
+}
+
+// mustBe says whether a request may come now.
+func (c *conversation) mustBe(want State, q request) error {
+	if state := c.proxy.RankState(c.slot.rank); state != want {
 		return &badInput{fmt.Errorf("%s while PMI is %s", clip(q.cmd), state)}
-	}
-	switch q.cmd {
-	case "get_maxes":
-		c.reply("cmd=maxes kvsname_max=%d keylen_max=%d vallen_max=%d", announcedKVSName, MaxKey, MaxValue)
-	case "get_appnum":
-		c.reply("cmd=appnum appnum=%d", g.AppNum)
-	case "get_my_kvsname":
-		c.reply("cmd=my_kvsname kvsname=%s", g.KVSName)
-	case "get_universe_size":
-		size := g.UniverseSize
-		if size <= 0 {
-			size = -1
-		}
-		c.reply("cmd=universe_size size=%d", size)
-	case "put":
-		return c.put(q)
-	case "get":
-		return c.get(ctx, q)
-	case "barrier_in":
-		return c.barrier(ctx, q)
-	case "finalize":
-		if err := c.advance(Finalized, kindFinalize); err != nil {
-			return err
-		}
-		c.reply("cmd=finalize_ack")
-	default:
-		return c.unsupported(q)
 	}
 	return nil
 }
@@ -218,145 +227,36 @@ func (c *conversation) advance(to State, k kind) error {
 	return c.proxy.send(message{kind: k, rank: c.slot.rank})
 }
 
-func (c *conversation) init(q request) error {
-	if c.proxy.RankState(c.slot.rank) == Initialized {
-		return &badInput{errors.New("init twice: two processes share one rank's PMI_FD")}
+// await runs what waits for other ranks, and then answers, beside what the rank asks next.
+func (c *conversation) await(wait func()) error {
+	if c.waiting.Add(1) > maxBarriers {
+		return &badInput{fmt.Errorf("more than %d threads wait at once", maxBarriers)}
 	}
-	version, err := q.number("pmi_version")
-	if err != nil {
-		return &badInput{err}
-	}
-	if version != 1 {
-		c.reply("cmd=response_to_init pmi_version=1 pmi_subversion=1 rc=-1")
-		return &badInput{fmt.Errorf("init of PMI version %d: only version 1 is spoken here", version)}
-	}
-	if err := c.advance(Initialized, kindInit); err != nil {
-		return err
-	}
-	c.reply("cmd=response_to_init pmi_version=1 pmi_subversion=1 rc=0")
+	c.waiters.Go(func() {
+		wait()
+		c.waiting.Add(-1)
+	})
 	return nil
 }
 
-// ourKVS reports whether the request means the group's key-value space: it may leave the name out.
-func (c *conversation) ourKVS(q request) bool {
-	name, given := q.get("kvsname")
-	return !given || name == c.proxy.group.KVSName
-}
-
-func (c *conversation) put(q request) error {
-	key, _ := q.get("key")
-	value, given := q.get("value")
-	err := checkPut(key, value)
-	switch {
-	case err == nil && !given:
-		err = fmt.Errorf("put of %s without value", key)
-	case err == nil && !c.ourKVS(q):
-		err = fmt.Errorf("put of %s into another group's key-value space", key)
-	case err == nil:
-		err = c.proxy.put(c.slot, entry{key, value})
+// ask asks the server and waits for the answer. Other requests of the rank wait meanwhile.
+func (c *conversation) ask(ctx context.Context, m message) (message, error) {
+	m.rank = c.slot.rank
+	frame := appendFrame(nil, m)
+	if len(frame) > maxFrame {
+		return message{}, &badInput{fmt.Errorf("%s of %d bytes", m.kind, len(frame))}
 	}
-	if err != nil {
-		c.reply("cmd=put_result rc=-1 msg=%s", word(err.Error()))
-		return &badInput{err}
-	}
-	c.reply("cmd=put_result rc=0 msg=success")
-	return nil
-}
-
-func (c *conversation) get(ctx context.Context, q request) error {
-	key, _ := q.get("key")
-	if key == "" || len(key) > MaxKey || !isToken(key) {
-		return &badInput{fmt.Errorf("get of key %q: must be 1 to %d printable characters without spaces", clip(key), MaxKey)}
-	}
-	if !c.ourKVS(q) {
-		c.reply("cmd=get_result rc=-1 msg=kvsname_not_found value=unknown")
-		return nil
-	}
-	value, found := c.proxy.lookup(key)
-	if !found {
-		if err := c.proxy.send(message{kind: kindGet, rank: c.slot.rank, key: key}); err != nil {
-			return err
-		}
-		select {
-		case m := <-c.slot.answer:
-			value, found = m.value, m.found
-		case <-c.proxy.done:
-			return c.proxy.lost()
-		case <-ctx.Done():
-			return fmt.Errorf("waiting for the launcher's value of %s: %w", key, context.Cause(ctx))
-		}
-	}
-	if !found {
-		c.reply("cmd=get_result rc=-1 msg=key_%s_not_found value=unknown", key)
-		return nil
-	}
-	c.reply("cmd=get_result rc=0 msg=success value=%s", value)
-	return nil
-}
-
-func (c *conversation) barrier(ctx context.Context, q request) error {
-	if _, given := q.get("group"); given {
-		return c.unsupported(q) // PMI 1.2; answering it as a barrier of everybody would hang
-	}
-	out, err := c.proxy.enter(c.slot)
-	if err != nil {
-		return err
+	if err := c.proxy.write(frame); err != nil {
+		return message{}, err
 	}
 	select {
-	case <-out:
-		c.reply("cmd=barrier_out")
-		return nil
-	case <-c.gone: // it stays in the barrier: it did enter
-		err = c.ended(ctx)
+	case a := <-c.slot.answer:
+		return a, nil
+	case <-c.gone:
+		return message{}, errGone
 	case <-c.proxy.done:
-		err = c.proxy.lost()
+		return message{}, c.proxy.lost()
 	case <-ctx.Done():
+		return message{}, fmt.Errorf("waiting for the launcher's answer to %s: %w", m.kind, context.Cause(ctx))
 	}
-	if ctx.Err() != nil { // which ends the other two as well
-		return fmt.Errorf("waiting in a barrier for %s: %w", c.proxy.missing(), context.Cause(ctx))
-	}
-	return err // none if the rank left: converse sees that too
-}
-
-// unsupported answers what is not served in the form that the client's error path expects.
-func (c *conversation) unsupported(q request) error {
-	switch q.cmd {
-	case "spawn":
-		// One command may come in several blocks, and only the last is answered.
-		total, err := q.number("totspawns")
-		if err != nil {
-			total = 1
-		}
-		if c.spawned++; c.spawned < total {
-			return nil
-		}
-		c.spawned = 0
-		c.reply("cmd=spawn_result rc=-1 msg=not_supported")
-	case "publish_name", "unpublish_name", "lookup_name":
-		// info is what older clients look at, rc what newer ones do.
-		name, _, _ := strings.Cut(q.cmd, "_")
-		c.reply("cmd=%s_result info=not_supported rc=1 msg=not_supported", name)
-	case "create_kvs":
-		c.reply("cmd=newkvs rc=-1 msg=not_supported")
-	case "destroy_kvs":
-		c.reply("cmd=kvs_destroyed rc=-1 msg=not_supported")
-	case "getbyidx":
-		c.reply("cmd=getbyidx_results rc=-1 reason=not_supported")
-	case "barrier_in":
-		c.reply("cmd=barrier_out rc=-1 msg=not_supported")
-	default:
-		// An answer under an unknown name fails the call; none would hang it.
-		c.reply("cmd=%s_result rc=-1 msg=not_supported", word(q.cmd))
-	}
-	return c.fault(fmt.Errorf("%s is not supported", clip(q.cmd)))
-}
-
-// word turns a text into one value of a PMI line, which is read up to the next space.
-func word(s string) string {
-	return strings.Map(func(r rune) rune {
-		if r <= ' ' || r > '~' || r == '=' {
-			return '_'
-		}
-		return r
-	}, clip(s))
 }

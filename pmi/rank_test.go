@@ -10,7 +10,7 @@ import (
 // What goes over one rank's PMI_FD. Lines of a script: "> " to the proxy, "< " from it, "<EOF" the proxy hangs up,
 // "EOF>" the rank does.
 func TestConversations(t *testing.T) {
-	maxes := "< cmd=maxes kvsname_max=256 keylen_max=64 vallen_max=866"
+	maxes := "< cmd=maxes kvsname_max=256 keylen_max=64 vallen_max=850"
 	init := "> " + hello + "\n< " + helloBack + "\n"
 	for _, test := range []struct {
 		name   string
@@ -36,7 +36,11 @@ func TestConversations(t *testing.T) {
 			> cmd=get kvsname=kvs_7 key=-allgather-shm-1-0
 			< cmd=get_result rc=0 msg=success value=20A88290
 			> cmd=get kvsname=kvs_7 key=PMI_dead_processes
-			< cmd=get_result rc=-1 msg=key_PMI_dead_processes_not_found value=unknown
+			< cmd=get_result rc=0 msg=success value=
+			> cmd=get kvsname=kvs_7 key=PMI_hwloc_xmlfile
+			< cmd=get_result rc=0 msg=success value=unavailable
+			> cmd=get kvsname=kvs_7 key=PMI_mpi_memory_alloc_kinds
+			< cmd=get_result rc=-1 msg=key_PMI_mpi_memory_alloc_kinds_not_found value=unknown
 			> cmd=get_universe_size
 			< cmd=universe_size size=-1
 			> cmd=finalize
@@ -62,42 +66,121 @@ func TestConversations(t *testing.T) {
 			> cmd=finalize
 			< cmd=finalize_ack
 			EOF>`},
-		{name: "spawn", report: "spawn is not supported", script: init + `
+		{name: "spawn, where the launcher does not", script: init + `
 			> mcmd=spawn
 			> nprocs=1
+			> execname=./a b
 			> totspawns=2
 			> endcmd
 			> mcmd=spawn
 			> nprocs=1
+			> execname=./c
 			> totspawns=2
 			> endcmd
-			< cmd=spawn_result rc=-1 msg=not_supported
+			< cmd=spawn_result rc=-1 msg=this_launcher_does_not_spawn
 			> cmd=finalize
 			< cmd=finalize_ack
 			EOF>`},
-		{name: "names", report: "publish_name is not supported", script: init + `
+		{name: "spawn of nothing", report: "without a name", script: init + `
+			> mcmd=spawn
+			> nprocs=1
+			> totspawns=1
+			> endcmd
+			< cmd=spawn_result rc=-1 msg=spawn_without_a_name_for_program_0
+			> cmd=finalize
+			< cmd=finalize_ack
+			EOF>`},
+		{name: "spawn that is cut off", want: "without arg2", report: "without arg2", script: init + `
+			> mcmd=spawn
+			> nprocs=1
+			> execname=a
+			> totspawns=1
+			> argcnt=2
+			> arg1=x
+			> endcmd
+			<EOF`},
+		{name: "names", script: init + `
 			> cmd=publish_name service=ocean model port=tag#0$
-			< cmd=publish_result info=not_supported rc=1 msg=not_supported
+			< cmd=publish_result info=ok rc=0 msg=success
+			> cmd=publish_name service=ocean model port=tag#1$
+			< cmd=publish_result info=ok rc=1 msg=key_already_present
 			> cmd=lookup_name service=ocean model
-			< cmd=lookup_result info=not_supported rc=1 msg=not_supported
+			< cmd=lookup_result port=tag#0$ info=ok rc=0 msg=success
 			> cmd=unpublish_name service=ocean model
-			< cmd=unpublish_result info=not_supported rc=1 msg=not_supported
+			< cmd=unpublish_result info=ok rc=0 msg=success
+			> cmd=unpublish_name service=ocean model
+			< cmd=unpublish_result info=ok rc=1 msg=service_not_found
+			> cmd=lookup_name service=ocean model
+			< cmd=lookup_result rc=1 msg=service_not_found
+			> cmd=publish_name service=two port=two words
+			< cmd=publish_result info=ok rc=1 msg=bad_port
 			> cmd=finalize
 			< cmd=finalize_ack
 			EOF>`},
+		{name: "spaces of the rank's own", script: init + `
+			> cmd=create_kvs
+			< cmd=newkvs kvsname=kvs_7_0.0
+			> cmd=put kvsname=kvs_7_0.0 key=b value=2
+			< cmd=put_result rc=0 msg=success
+			> cmd=put kvsname=kvs_7_0.0 key=a value=1 2
+			< cmd=put_result rc=0 msg=success
+			> cmd=get kvsname=kvs_7 key=a
+			< cmd=get_result rc=-1 msg=key_a_not_found value=unknown
+			> cmd=get kvsname=kvs_7_0.0 key=a
+			< cmd=get_result rc=0 msg=success value=1 2
+			> cmd=getbyidx kvsname=kvs_7_0.0 idx=0
+			< cmd=getbyidx_results rc=0 nextidx=1 key=a val=1 2
+			> cmd=getbyidx kvsname=kvs_7_0.0 idx=1
+			< cmd=getbyidx_results rc=0 nextidx=2 key=b val=2
+			> cmd=getbyidx kvsname=kvs_7_0.0 idx=2
+			< cmd=getbyidx_results rc=-1 reason=no_more_keyvals
+			> cmd=getbyidx kvsname=kvs_7 idx=0
+			< cmd=getbyidx_results rc=0 nextidx=1 key=PMI_process_mapping val=(vector,(0,1,1))
+			> cmd=destroy_kvs kvsname=kvs_7_0.0
+			< cmd=kvs_destroyed rc=0 msg=KVS_kvs_7_0.0_successfully_destroyed
+			> cmd=get kvsname=kvs_7_0.0 key=a
+			< cmd=get_result rc=-1 msg=kvsname_not_found value=unknown
+			> cmd=getbyidx kvsname=kvs_7_0.0 idx=0
+			< cmd=getbyidx_results rc=-1 reason=kvs_kvs_7_0.0_not_found
+			> cmd=destroy_kvs kvsname=kvs_7
+			< cmd=kvs_destroyed rc=-1 msg=KVS_kvs_7_not_found
+			> cmd=create_kvs
+			< cmd=newkvs kvsname=kvs_7_0.1
+			> cmd=finalize
+			< cmd=finalize_ack
+			EOF>`},
+		{name: "barriers of groups", script: init + `
+			> cmd=barrier_in group=NODE:5
+			< cmd=barrier_out group=NODE:5
+			> cmd=barrier_in group=WORLD:0
+			< cmd=barrier_out group=WORLD:0
+			> cmd=barrier_in group=0:77
+			< cmd=barrier_out group=0:77
+			> cmd=finalize
+			< cmd=finalize_ack
+			EOF>`},
+		{name: "barrier of a rank that is not", want: "no rank of 1", report: "no rank of 1", script: init + `
+			> cmd=barrier_in group=0,1:0
+			<EOF`},
 		{name: "commands of other times", report: "frobnicate is not supported", script: init + `
 			> cmd=frobnicate hard=yes
 			< cmd=frobnicate_result rc=-1 msg=not_supported
-			> cmd=barrier_in group=NODE
-			< cmd=barrier_out rc=-1 msg=not_supported
-			> cmd=create_kvs
-			< cmd=newkvs rc=-1 msg=not_supported
 			> cmd=finalize
 			< cmd=finalize_ack
 			EOF>`},
-		{name: "PMI 2", want: "version 2", report: "version 2", script: `
-			> cmd=init pmi_version=2 pmi_subversion=0
-			< cmd=response_to_init pmi_version=1 pmi_subversion=1 rc=-1
+		{name: "port mode", script: `
+			> cmd=initack pmiid=4711
+			< cmd=initack
+			< cmd=set size=1
+			< cmd=set rank=0
+			< cmd=set debug=0
+			` + init + `
+			> cmd=finalize
+			< cmd=finalize_ack
+			EOF>`},
+		{name: "PMI 3", want: "version 3", report: "version 3", script: `
+			> cmd=init pmi_version=3 pmi_subversion=0
+			< cmd=response_to_init pmi_version=2 pmi_subversion=0 rc=-1
 			<EOF`},
 		{name: "get before init", want: "rank 0", report: "get_maxes while PMI is not started", script: `
 			> cmd=get_maxes
@@ -113,11 +196,11 @@ func TestConversations(t *testing.T) {
 			<EOF`},
 		{name: "oversize key", want: "a key of 65 bytes", report: "a key of 65 bytes", script: init + `
 			> cmd=put kvsname=kvs_7 key=` + strings.Repeat("k", 65) + ` value=v
-			< cmd=put_result rc=-1 msg=put_of_a_key_of_65_bytes:_get_maxes_announced_64
+			< cmd=put_result rc=-1 msg=put_of_a_key_of_65_bytes:_at_most_64_are_taken
 			<EOF`},
-		{name: "oversize value", want: "a value of 867 bytes", report: "a value of 867 bytes", script: init + `
+		{name: "oversize value", want: "a value of 851 bytes", report: "a value of 851 bytes", script: init + `
 			> cmd=put kvsname=kvs_7 key=k value=` + strings.Repeat("v", MaxValue+1) + `
-			< cmd=put_result rc=-1 msg=put_of_k_with_a_value_of_867_bytes:_get_maxes_announced_866
+			< cmd=put_result rc=-1 msg=put_of_k_with_a_value_of_851_bytes:_at_most_850_are_taken
 			<EOF`},
 		{name: "foreign space", want: "another group", report: "another group", script: init + `
 			> cmd=put kvsname=kvs_8 key=k value=v

@@ -15,6 +15,9 @@ import (
 // after another for each clone, without locks held: they may call the Server, and must not wait, since the clone's ranks
 // wait meanwhile.
 type Events struct {
+	// Spawn: the rank wants a new group, and waits for r.Answer, which may come from any goroutine and at any time. Without
+	// this Event, MPI_Comm_spawn fails.
+	Spawn func(r *SpawnRequest)
 	// Abort: the rank called MPI_Abort with this exit code. The launcher must end the job, this rank included: MPICH's
 	// MPI_Abort waits for an answer that no process manager sends, until it is killed.
 	Abort func(rank, exitcode int, message string)
@@ -29,35 +32,42 @@ type Events struct {
 	Closed func(rank int, s State)
 }
 
-// Server holds the state of one process group in the launcher. Make one with NewServer, and call Serve for each clone.
+// Server holds the state of one process group in the launcher. Make one with NewServer, and call Serve for each clone. The
+// groups of a job, such as those that MPI_Comm_spawn makes, have a Server each.
 type Server struct {
 	group  Group
+	names  *Names
 	events Events
 
 	mu         sync.Mutex
 	ranks      []rankRecord
-	kvs        map[string]string
-	fresh      batch              // entries new since the last barrier
-	peers      map[*peer]struct{} // whose queues may be written to
-	generation uint64             // barriers completed
-	entered    int                // ranks in the barrier
+	kvs        history
+	dead       []int                 // MarkDead
+	peers      map[*peer]struct{}    // whose queues may be written to
+	gatherings map[string]*gathering // barriers that somebody is in
 }
 
 // rankRecord is what the server knows of a rank.
 type rankRecord struct {
-	peer   *peer // the proxy that serves it; nil before Serve
-	state  State
-	gone   bool
-	closed chan struct{} // closed with gone
+	peer     *peer // the proxy that serves it; nil before Serve
+	state    State
+	spawning bool // a SpawnRequest is not answered
+	gone     bool
+	closed   chan struct{} // closed with gone
 }
 
-// NewServer makes the server of a process group. A group that Validate finds fault with is reported by Serve.
-func NewServer(g Group, ev Events) *Server {
+// NewServer makes the server of a process group. names is the job's name service, the same one for all its groups; nil
+// is one of the group's own. A group that Validate finds fault with is reported by Serve.
+func NewServer(g Group, names *Names, ev Events) *Server {
+	if names == nil {
+		names = NewNames()
+	}
 	s := &Server{
-		group:  g,
-		events: ev,
-		kvs:    map[string]string{},
-		peers:  map[*peer]struct{}{},
+		group:      g,
+		names:      names,
+		events:     ev,
+		peers:      map[*peer]struct{}{},
+		gatherings: map[string]*gathering{},
 	}
 	if g.Validate() != nil {
 		return s
@@ -66,8 +76,8 @@ func NewServer(g Group, ev Events) *Server {
 	for i := range s.ranks {
 		s.ranks[i].closed = make(chan struct{})
 	}
-	if g.Mapping != "" {
-		s.kvs[mappingKey] = g.Mapping
+	for _, pair := range g.initial() {
+		s.kvs.put(pair)
 	}
 	return s
 }
@@ -154,9 +164,10 @@ func (s *Server) join(conn io.ReadWriteCloser, ranks []int) (*peer, error) {
 		ranks: slices.Clone(ranks),
 		open:  len(ranks),
 		quota: newQuota(rankQuota * len(ranks)),
-		// A rank asks one thing at a time, and beside that there can be the welcome, one barrier and the goodbye. Whoever
-		// fills this queue asks without reading the answers.
-		out: make(chan []byte, len(ranks)+3),
+		seen:  s.initially(),
+		// A rank asks one thing at a time, is in so many barriers, and there can be the welcome and the goodbye. Whoever fills
+		// this queue asks without reading the answers.
+		out: make(chan []byte, len(ranks)*(1+maxBarriers)+2),
 	}
 	for _, r := range ranks {
 		s.ranks[r].peer = p
@@ -164,6 +175,9 @@ func (s *Server) join(conn io.ReadWriteCloser, ranks []int) (*peer, error) {
 	s.peers[p] = struct{}{}
 	return p, nil
 }
+
+// initially is the moment before which all proxies know the KVS.
+func (s *Server) initially() uint64 { return uint64(len(s.group.initial())) }
 
 // leave marks what is left of the peer's ranks as closed.
 func (s *Server) leave(p *peer) {
@@ -251,96 +265,5 @@ func (s *Server) checkHello(m message, p *peer) error {
 	case !slices.Equal(m.ranks, p.ranks):
 		return fmt.Errorf("the agent serves ranks %s, expected %s", formatRanks(m.ranks), formatRanks(p.ranks))
 	}
-	return nil
-}
-
-// handle does what one message asks for; done is true after the goodbye.
-func (s *Server) handle(m message, p *peer) (done bool, err error) {
-	switch m.kind {
-	case kindPut:
-		return false, s.put(p, m.entries)
-	case kindBarrierIn:
-		return false, s.barrierIn(p, m.generation, m.entries)
-	case kindInit, kindFinalize, kindClosed, kindAbort, kindFault, kindGet:
-	default:
-		return false, fmt.Errorf("the agent sent a %s message, which is not its to send", m.kind)
-	}
-
-	s.mu.Lock()
-	if m.rank >= len(s.ranks) || s.ranks[m.rank].peer != p || s.ranks[m.rank].gone {
-		s.mu.Unlock()
-		return false, fmt.Errorf("the agent sent %s for rank %d, which is not its own or is closed", m.kind, m.rank)
-	}
-	rank := &s.ranks[m.rank]
-	switch m.kind {
-	case kindInit:
-		rank.state = Initialized
-	case kindFinalize:
-		rank.state = Finalized
-	case kindClosed:
-		rank.gone = true
-		p.open--
-		done = p.open == 0
-	case kindGet:
-		value, found := s.kvs[m.key]
-		s.enqueue(p, appendFrame(nil, message{kind: kindValue, rank: m.rank, found: found, value: value}))
-	}
-	s.mu.Unlock()
-
-	switch ev := s.events; {
-	case m.kind == kindInit && ev.Init != nil:
-		ev.Init(m.rank)
-	case m.kind == kindFinalize && ev.Finalize != nil:
-		ev.Finalize(m.rank)
-	case m.kind == kindAbort && ev.Abort != nil:
-		ev.Abort(m.rank, m.code, printable(m.text))
-	case m.kind == kindFault && ev.Protocol != nil:
-		ev.Protocol(m.rank, errors.New(printable(m.text)))
-	case m.kind == kindClosed:
-		s.reportClosed(m.rank)
-	}
-	if done {
-		s.send(p, appendFrame(nil, message{kind: kindBye}))
-	}
-	return done, nil
-}
-
-// put takes entries into the KVS.
-func (s *Server) put(p *peer, entries []entry) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for _, e := range entries {
-		if err := p.quota.take(e); err != nil {
-			return fmt.Errorf("the agent of ranks %s: %w", formatRanks(p.ranks), err)
-		}
-		s.kvs[e.key] = e.value
-		s.fresh.put(e)
-	}
-	return nil
-}
-
-// barrierIn notes that all ranks of a proxy are in the barrier, and lets everybody out when they are the last.
-func (s *Server) barrierIn(p *peer, generation uint64, entries []entry) error {
-	if err := s.put(p, entries); err != nil {
-		return err
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if p.entered || generation != s.generation {
-		return fmt.Errorf("the agent of ranks %s entered barrier %d out of turn", formatRanks(p.ranks), generation)
-	}
-	p.entered = true
-	if s.entered += len(p.ranks); s.entered < s.group.Size {
-		return nil
-	}
-	// Everybody gets the same frames, its own puts among them: that settles which value stays where two proxies put one
-	// key, and a group of a thousand clones costs one encoding instead of a thousand.
-	frames := appendEntries(nil, message{kind: kindBarrierOut, generation: s.generation}, s.fresh.take())
-	for q := range s.peers {
-		s.enqueue(q, frames)
-		q.entered = false
-	}
-	s.generation++
-	s.entered = 0
 	return nil
 }

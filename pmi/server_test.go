@@ -195,7 +195,7 @@ func TestServeRefuses(t *testing.T) {
 		spoil func(m *message)
 		want  string
 	}{
-		"version":     {func(m *message) { m.version = 2 }, "speaks version 2"},
+		"version":     {func(m *message) { m.version = 1 }, "speaks version 1"},
 		"group":       {func(m *message) { m.name = "kvs_8" }, "expected kvs_7"},
 		"size":        {func(m *message) { m.size = 5 }, "of 5 ranks"},
 		"ranks":       {func(m *message) { m.ranks = []int{2, 3} }, "serves ranks 2-3, expected 0-1"},
@@ -204,7 +204,7 @@ func TestServeRefuses(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			launcher, agent := net.Pipe()
 			served := make(chan error, 1)
-			go func() { served <- NewServer(group, Events{}).Serve(t.Context(), launcher, []int{0, 1}) }()
+			go func() { served <- NewServer(group, NewNames(), Events{}).Serve(t.Context(), launcher, []int{0, 1}) }()
 			m := good
 			test.spoil(&m)
 			_, _ = agent.Write(appendFrame(nil, m))
@@ -222,7 +222,9 @@ func TestServeRefuses(t *testing.T) {
 
 func TestRunSaysWhyItWasRefused(t *testing.T) {
 	launcher, agent := net.Pipe()
-	go func() { _ = NewServer(Group{Size: 2, KVSName: "a"}, Events{}).Serve(t.Context(), launcher, []int{0}) }()
+	go func() {
+		_ = NewServer(Group{Size: 2, KVSName: "a"}, NewNames(), Events{}).Serve(t.Context(), launcher, []int{0})
+	}()
 	proxy := NewProxy(Group{Size: 2, KVSName: "b"}, agent, []int{0})
 	ran := make(chan error, 1)
 	go func() { ran <- proxy.Run(t.Context()) }()
@@ -249,7 +251,7 @@ func TestBadArguments(t *testing.T) {
 		"twice":    {good, []int{1, 1}, "twice"},
 	} {
 		launcher, agent := net.Pipe()
-		if err := NewServer(test.group, Events{}).Serve(t.Context(), launcher, test.ranks); err == nil || !strings.Contains(err.Error(), test.want) {
+		if err := NewServer(test.group, NewNames(), Events{}).Serve(t.Context(), launcher, test.ranks); err == nil || !strings.Contains(err.Error(), test.want) {
 			t.Errorf("%s: Serve: %v", name, err)
 		}
 		if err := NewProxy(test.group, agent, test.ranks).Run(t.Context()); err == nil || !strings.Contains(err.Error(), test.want) {
@@ -280,8 +282,14 @@ func TestServerEndsBadStreams(t *testing.T) {
 	begin := appendFrame(nil, message{kind: kindHello, version: protocolVersion, name: "kvs_7", size: 4, ranks: []int{0, 1}})
 	many := []byte{}
 	for i := range 1000 {
-		many = appendEntries(many, message{kind: kindPut}, []entry{{fmt.Sprint(i), strings.Repeat("x", MaxValue)}})
+		many = appendPairs(many, message{kind: kindPut}, []Pair{{fmt.Sprint(i), strings.Repeat("x", MaxValue)}})
 	}
+	everybody := message{kind: kindBarrierIn, barrier: "WORLD:0"}
+	barriers := []byte{}
+	for i := range 1000 {
+		barriers = appendFrame(barriers, message{kind: kindBarrierIn, barrier: fmt.Sprintf("WORLD:%d", i)})
+	}
+	spawn := message{kind: kindSpawn, rank: 1, apps: []SpawnApp{{Argv: []string{"a"}, Ranks: 1}}}
 	gets := bytes.Repeat(appendFrame(nil, message{kind: kindGet, rank: 1, key: "k"}), 1000)
 	for name, test := range map[string]struct {
 		frames []byte
@@ -291,8 +299,13 @@ func TestServerEndsBadStreams(t *testing.T) {
 		"a rank that is no more":  {appendFrame(appendFrame(nil, message{kind: kindClosed, rank: 1}), message{kind: kindInit, rank: 1}), "is closed"},
 		"hello again":             {begin, "not its to send"},
 		"a server's message":      {appendFrame(nil, message{kind: kindBarrierOut}), "not its to send"},
-		"a barrier too far":       {appendFrame(nil, message{kind: kindBarrierIn, generation: 1}), "out of turn"},
-		"a barrier twice":         {appendFrame(appendFrame(nil, message{kind: kindBarrierIn}), message{kind: kindBarrierIn}), "out of turn"},
+		"a barrier of others":     {appendFrame(nil, message{kind: kindBarrierIn, barrier: "2,3:0"}), "out of turn"},
+		"a barrier of the clone":  {appendFrame(nil, message{kind: kindBarrierIn, barrier: "NODE:0"}), "out of turn"},
+		"a barrier of nobody":     {appendFrame(nil, message{kind: kindBarrierIn, barrier: "4:0"}), "no rank of 4"},
+		"a barrier twice":         {appendFrame(appendFrame(nil, everybody), everybody), "out of turn"},
+		"a flood of barriers":     {barriers, "out of turn"},
+		"a spawn of nothing":      {appendFrame(nil, message{kind: kindSpawn, rank: 1}), "spawn of 0 programs"},
+		"a spawn in a spawn":      {appendFrame(appendFrame(nil, spawn), spawn), "before the last was answered"},
 		"a flood of puts":         {many, "KB in the key-value space"},
 		"a flood of gets":         {gets, "without reading"},
 		"nonsense":                {[]byte("GET / HTTP/1.1"), "does not speak"},
@@ -302,7 +315,7 @@ func TestServerEndsBadStreams(t *testing.T) {
 			launcher, agent := net.Pipe()
 			served := make(chan error, 1)
 			go func() {
-				served <- NewServer(Group{Size: 4, KVSName: "kvs_7"}, Events{}).Serve(t.Context(), launcher, []int{0, 1})
+				served <- NewServer(Group{Size: 4, KVSName: "kvs_7"}, NewNames(), Events{Spawn: func(*SpawnRequest) {}}).Serve(t.Context(), launcher, []int{0, 1})
 			}()
 			_, _ = agent.Write(begin)
 			_, _ = readMessage(bufio.NewReader(agent)) // welcome, and from here on nothing is read
@@ -327,8 +340,8 @@ func TestProxyEndsBadStreams(t *testing.T) {
 		"another version":     {[]message{{kind: kindWelcome, version: 9}}, "speaks version 9"},
 		"a proxy's message":   {[]message{welcome, {kind: kindInit}}, "not its to send"},
 		"barrier out of turn": {[]message{welcome, {kind: kindBarrierOut}}, "out of turn"},
-		"a foreign rank":      {[]message{welcome, {kind: kindValue, rank: 3}}, "not on this clone"},
-		"two answers":         {[]message{welcome, {kind: kindValue, rank: 1}, {kind: kindValue, rank: 1}}, "twice"},
+		"a foreign rank":      {[]message{welcome, {kind: kindAnswer, rank: 3}}, "not on this clone"},
+		"two answers":         {[]message{welcome, {kind: kindAnswer, rank: 1}, {kind: kindAnswer, rank: 1}}, "twice"},
 		"the end":             {[]message{welcome}, "closed the stream"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -361,7 +374,7 @@ func FuzzServe(f *testing.F) {
 	f.Fuzz(func(t *testing.T, input []byte) {
 		launcher, agent := net.Pipe()
 		served := make(chan error, 1)
-		server := NewServer(Group{Size: 4, KVSName: "kvs_7"}, Events{})
+		server := NewServer(Group{Size: 4, KVSName: "kvs_7"}, NewNames(), Events{})
 		go func() { served <- server.Serve(t.Context(), launcher, []int{0, 1}) }()
 		go func() { _, _ = io.Copy(io.Discard, agent) }()
 		_, _ = agent.Write(input)
@@ -407,7 +420,7 @@ func TestErrorsNameWhatTheyWaitedFor(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
 	defer cancel()
 	launcher, _ := net.Pipe()
-	err := NewServer(Group{Size: 2, KVSName: "k"}, Events{}).Serve(ctx, launcher, []int{0, 1})
+	err := NewServer(Group{Size: 2, KVSName: "k"}, NewNames(), Events{}).Serve(ctx, launcher, []int{0, 1})
 	if !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "ranks 0-1") || !strings.Contains(err.Error(), "hello") {
 		t.Errorf("Serve: %v", err)
 	}
@@ -416,7 +429,7 @@ func TestErrorsNameWhatTheyWaitedFor(t *testing.T) {
 	j.each((*client).init)
 	j.ranks[0].send("cmd=barrier_in")
 	waitFor(t, "barrier message", func() bool { return strings.Contains(j.server.waitingFor(j.server.ranks[0].peer), "barrier") })
-	if got := j.server.waitingFor(j.server.ranks[0].peer); got != "ranks 0 waited in barrier 0 for ranks 1" {
+	if got := j.server.waitingFor(j.server.ranks[0].peer); got != "ranks 0 waited in barrier WORLD:0 for ranks 1" {
 		t.Error(got)
 	}
 	j.cancel()

@@ -3,11 +3,8 @@ package pmi
 import (
 	"bufio"
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"io"
-	"math"
-	"strings"
 )
 
 // The upstream protocol: what a clone's Proxy and the launcher's Server say to each other.
@@ -15,20 +12,21 @@ import (
 //	frame  = length (4 bytes, big endian, 1 to maxFrame) kind (1 byte) fields
 //	number = unsigned varint; code is a zigzag varint; found is one byte, 0 or 1
 //	string = number of bytes, bytes
-//	ranks  = how many, then each
-//	entries = how many, then key and value of each
+//	ranks, codes = how many, then each
+//	pairs = how many, then key and value of each
+//	apps  = how many, then of each its ranks, arguments (how many, then each) and info (as pairs)
 //
 // The fields of each kind are in layouts. The first frame each way is hello and welcome (or refuse), which begin with
 // the version; nothing else of a hello is read when the version is not ours. A change of any kind's fields is a new version.
 const (
-	protocolVersion = 1
+	protocolVersion = 2
 	protocolMagic   = "mpirun-sf pmi proxy"
 
 	maxFrame = 256 << 10 // bytes after the length
 	maxText  = 1 << 10   // bytes of a text
 
-	// entriesPerFrame is where a batch of entries is cut into a further put frame, in bytes.
-	entriesPerFrame = maxFrame / 2
+	// pairsPerFrame is where a batch of pairs is cut into a further put frame, in bytes.
+	pairsPerFrame = maxFrame / 2
 )
 
 type kind uint8
@@ -43,10 +41,15 @@ const (
 	kindAbort                      // proxy: a rank called MPI_Abort
 	kindFault                      // proxy: a rank sent something that it should not have
 	kindGet                        // proxy: a rank wants a key that is not in the cache
-	kindValue                      // server: answer to kindGet
-	kindPut                        // both: entries that did not fit into the barrier message that follows
-	kindBarrierIn                  // proxy: all local ranks are in the barrier, and this is what they put
-	kindBarrierOut                 // server: all ranks are in the barrier, and this is what the others put
+	kindPublish                    // proxy: a rank publishes a name
+	kindUnpublish                  // proxy: a rank takes a name back
+	kindLookup                     // proxy: a rank looks a name up
+	kindAnswer                     // server: answer to kindGet and to the three about names
+	kindSpawn                      // proxy: a rank wants a new group
+	kindSpawned                    // server: answer to kindSpawn
+	kindPut                        // both: pairs that did not fit into the barrier message that follows
+	kindBarrierIn                  // proxy: all local ranks of a barrier are in, and this is what was put
+	kindBarrierOut                 // server: all ranks of a barrier are in, and this is what was put
 	kindBye                        // server: all your ranks are closed; end of stream
 )
 
@@ -59,12 +62,15 @@ const (
 	fieldRanks
 	fieldRank
 	fieldCode
+	fieldCodes
 	fieldText
 	fieldKey
+	fieldService
+	fieldBarrier
 	fieldFound
 	fieldValue
-	fieldGeneration
-	fieldEntries
+	fieldPairs
+	fieldApps
 )
 
 var layouts = map[kind]struct {
@@ -80,10 +86,15 @@ var layouts = map[kind]struct {
 	kindAbort:      {"abort", []field{fieldRank, fieldCode, fieldText}},
 	kindFault:      {"fault", []field{fieldRank, fieldText}},
 	kindGet:        {"get", []field{fieldRank, fieldKey}},
-	kindValue:      {"value", []field{fieldRank, fieldFound, fieldValue}},
-	kindPut:        {"put", []field{fieldEntries}},
-	kindBarrierIn:  {"barrier_in", []field{fieldGeneration, fieldEntries}},
-	kindBarrierOut: {"barrier_out", []field{fieldGeneration, fieldEntries}},
+	kindPublish:    {"publish", []field{fieldRank, fieldService, fieldValue}},
+	kindUnpublish:  {"unpublish", []field{fieldRank, fieldService}},
+	kindLookup:     {"lookup", []field{fieldRank, fieldService}},
+	kindAnswer:     {"answer", []field{fieldRank, fieldFound, fieldValue, fieldText}},
+	kindSpawn:      {"spawn", []field{fieldRank, fieldApps, fieldPairs}},
+	kindSpawned:    {"spawned", []field{fieldRank, fieldFound, fieldName, fieldCodes, fieldText}},
+	kindPut:        {"put", []field{fieldPairs}},
+	kindBarrierIn:  {"barrier_in", []field{fieldBarrier, fieldPairs}},
+	kindBarrierOut: {"barrier_out", []field{fieldBarrier, fieldPairs}},
 	kindBye:        {"bye", nil},
 }
 
@@ -96,28 +107,39 @@ func (k kind) String() string {
 
 // message is any message; only the fields in its kind's layout mean something.
 type message struct {
-	kind       kind
-	version    uint64 // hello, welcome
-	name       string // KVS name
-	size       int    // ranks in the group
-	ranks      []int  // ranks behind this proxy
-	rank       int
-	code       int    // exit status given to MPI_Abort
-	text       string // for a person
-	key        string
-	found      bool
-	value      string
-	generation uint64 // how many barriers were completed before this one
-	entries    []entry
+	kind    kind
+	version uint64 // hello, welcome
+	name    string // KVS name: of the group, or of the one that was spawned
+	size    int    // ranks in the group
+	ranks   []int  // ranks behind this proxy
+	rank    int
+	code    int    // exit status given to MPI_Abort
+	codes   []int  // of each spawned rank; none is all 0
+	text    string // for a person; in answers one PMI word, the reason
+	key     string
+	service string // a published name
+	barrier string // whose barrier, as members names it
+	found   bool   // or done, where the question is to do something
+	value   string
+	pairs   []Pair
+	apps    []SpawnApp
 }
 
 // appendFrame appends m as one frame.
 func appendFrame(b []byte, m message) []byte {
 	start := len(b)
 	b = append(b, 0, 0, 0, 0, byte(m.kind))
+	number := func(n int) { b = binary.AppendUvarint(b, uint64(n)) }
 	str := func(s string) {
-		b = binary.AppendUvarint(b, uint64(len(s)))
+		number(len(s))
 		b = append(b, s...)
+	}
+	pairs := func(pairs []Pair) {
+		number(len(pairs))
+		for _, p := range pairs {
+			str(p.Key)
+			str(p.Value)
+		}
 	}
 	for _, f := range layouts[m.kind].fields {
 		switch f {
@@ -127,20 +149,29 @@ func appendFrame(b []byte, m message) []byte {
 		case fieldName:
 			str(m.name)
 		case fieldSize:
-			b = binary.AppendUvarint(b, uint64(m.size))
+			number(m.size)
 		case fieldRanks:
-			b = binary.AppendUvarint(b, uint64(len(m.ranks)))
+			number(len(m.ranks))
 			for _, r := range m.ranks {
-				b = binary.AppendUvarint(b, uint64(r))
+				number(r)
 			}
 		case fieldRank:
-			b = binary.AppendUvarint(b, uint64(m.rank))
+			number(m.rank)
 		case fieldCode:
 			b = binary.AppendVarint(b, int64(m.code))
+		case fieldCodes:
+			number(len(m.codes))
+			for _, c := range m.codes {
+				b = binary.AppendVarint(b, int64(c))
+			}
 		case fieldText:
 			str(m.text[:min(len(m.text), maxText)])
 		case fieldKey:
 			str(m.key)
+		case fieldService:
+			str(m.service)
+		case fieldBarrier:
+			str(m.barrier)
 		case fieldFound:
 			found := byte(0)
 			if m.found {
@@ -149,13 +180,17 @@ func appendFrame(b []byte, m message) []byte {
 			b = append(b, found)
 		case fieldValue:
 			str(m.value)
-		case fieldGeneration:
-			b = binary.AppendUvarint(b, m.generation)
-		case fieldEntries:
-			b = binary.AppendUvarint(b, uint64(len(m.entries)))
-			for _, e := range m.entries {
-				str(e.key)
-				str(e.value)
+		case fieldPairs:
+			pairs(m.pairs)
+		case fieldApps:
+			number(len(m.apps))
+			for _, a := range m.apps {
+				number(a.Ranks)
+				number(len(a.Argv))
+				for _, arg := range a.Argv {
+					str(arg)
+				}
+				pairs(a.Info)
 			}
 		}
 	}
@@ -163,16 +198,16 @@ func appendFrame(b []byte, m message) []byte {
 	return b
 }
 
-// appendEntries appends m with these entries, in as many put frames before it as it takes.
-func appendEntries(b []byte, m message, entries []entry) []byte {
+// appendPairs appends m with these pairs, in as many put frames before it as it takes.
+func appendPairs(b []byte, m message, pairs []Pair) []byte {
 	first, bytes := 0, 0
-	for i, e := range entries {
-		if bytes += len(e.key) + len(e.value) + 2*binary.MaxVarintLen16; bytes > entriesPerFrame {
-			b = appendFrame(b, message{kind: kindPut, entries: entries[first:i]})
+	for i, p := range pairs {
+		if bytes += len(p.Key) + len(p.Value) + 2*binary.MaxVarintLen16; bytes > pairsPerFrame {
+			b = appendFrame(b, message{kind: kindPut, pairs: pairs[first:i]})
 			first, bytes = i, 0
 		}
 	}
-	m.entries = entries[first:]
+	m.pairs = pairs[first:]
 	return appendFrame(b, m)
 }
 
@@ -194,149 +229,4 @@ func readMessage(r *bufio.Reader) (message, error) {
 		return message{}, err
 	}
 	return parseMessage(body)
-}
-
-// parseMessage parses what follows a frame's length.
-func parseMessage(body []byte) (message, error) {
-	if len(body) == 0 {
-		return message{}, errors.New("empty frame")
-	}
-	m := message{kind: kind(body[0])}
-	layout, ok := layouts[m.kind]
-	if !ok {
-		return message{}, fmt.Errorf("frame of unknown kind %d", body[0])
-	}
-	p := parser{rest: body[1:]}
-	for _, f := range layout.fields {
-		switch f {
-		case fieldVersion:
-			if magic := p.str(len(protocolMagic)); p.err == nil && magic != protocolMagic {
-				return message{}, errors.New("the peer is not one of ours: wrong magic")
-			}
-			m.version = p.number(math.MaxUint64)
-			if p.err == nil && m.version != protocolVersion {
-				return m, nil // the rest is another version's; the caller refuses it by number
-			}
-		case fieldName:
-			m.name = p.str(MaxKVSName)
-		case fieldSize:
-			m.size = int(p.number(MaxSize))
-		case fieldRanks:
-			m.ranks = p.ranks()
-		case fieldRank:
-			m.rank = int(p.number(MaxSize - 1))
-		case fieldCode:
-			m.code = p.code()
-		case fieldText:
-			m.text = p.str(maxText)
-		case fieldKey:
-			m.key = p.str(MaxKey)
-		case fieldFound:
-			m.found = p.number(1) == 1
-		case fieldValue:
-			m.value = p.value()
-		case fieldGeneration:
-			m.generation = p.number(math.MaxUint64)
-		case fieldEntries:
-			m.entries = p.entries()
-		}
-	}
-	if p.err == nil && len(p.rest) > 0 {
-		p.err = fmt.Errorf("%d bytes too many", len(p.rest))
-	}
-	if p.err != nil {
-		return message{}, fmt.Errorf("parse %s message: %w", m.kind, p.err)
-	}
-	return m, nil
-}
-
-// parser takes fields off the front of rest until one is wrong; err is then set and all further fields are zero.
-type parser struct {
-	rest []byte
-	err  error
-}
-
-func (p *parser) fail(format string, args ...any) {
-	if p.err == nil {
-		p.err = fmt.Errorf(format, args...)
-	}
-	p.rest = nil
-}
-
-func (p *parser) number(most uint64) uint64 {
-	v, n := binary.Uvarint(p.rest)
-	if n <= 0 {
-		p.fail("truncated")
-		return 0
-	}
-	if v > most {
-		p.fail("number %d is above %d", v, most)
-		return 0
-	}
-	p.rest = p.rest[n:]
-	return v
-}
-
-func (p *parser) code() int {
-	v, n := binary.Varint(p.rest)
-	if n <= 0 || v < math.MinInt32 || v > math.MaxInt32 {
-		p.fail("exit code is truncated or out of range")
-		return 0
-	}
-	p.rest = p.rest[n:]
-	return int(v)
-}
-
-func (p *parser) str(most int) string {
-	n := int(p.number(uint64(most)))
-	if n > len(p.rest) {
-		p.fail("truncated")
-		return ""
-	}
-	s := string(p.rest[:n])
-	p.rest = p.rest[n:]
-	return s
-}
-
-// value takes a KVS value. One with a line end in it would let a clone speak in the server's name to ranks elsewhere.
-func (p *parser) value() string {
-	v := p.str(MaxValue)
-	if strings.ContainsAny(v, "\n\x00") {
-		p.fail("value with a line end or a zero byte")
-		return ""
-	}
-	return v
-}
-
-func (p *parser) ranks() []int {
-	n := p.number(MaxSize)
-	if n > uint64(len(p.rest)) { // a rank takes at least a byte: checked before anything is allocated for it
-		p.fail("truncated")
-		return nil
-	}
-	var ranks []int
-	for range n {
-		ranks = append(ranks, int(p.number(MaxSize-1)))
-	}
-	return ranks
-}
-
-func (p *parser) entries() []entry {
-	n := p.number(maxFrame)
-	if 2*n > uint64(len(p.rest)) { // an entry takes at least two bytes
-		p.fail("truncated")
-		return nil
-	}
-	var entries []entry
-	for range n {
-		e := entry{p.str(MaxKey), p.value()}
-		if p.err == nil && (e.key == "" || !isToken(e.key)) {
-			p.fail("key %q", clip(e.key))
-		}
-		if p.err != nil {
-			return nil
-		}
-		entries = append(entries, e)
-	}
-	return entries
 }

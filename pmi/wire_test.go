@@ -20,10 +20,16 @@ var everyMessage = []message{
 	{kind: kindAbort, rank: 2, code: math.MinInt32, text: "no"},
 	{kind: kindFault, rank: 2, text: "bad"},
 	{kind: kindGet, rank: 3, key: "-bcast-1-0"},
-	{kind: kindValue, rank: 3, found: true, value: "2F"},
-	{kind: kindPut, entries: []entry{{"a", "1"}, {"b", ""}}},
-	{kind: kindBarrierIn, generation: math.MaxUint64, entries: []entry{{strings.Repeat("k", MaxKey), strings.Repeat("v", MaxValue)}}},
-	{kind: kindBarrierOut, generation: 0},
+	{kind: kindPublish, rank: 3, service: "ocean model", value: "tag#0$"},
+	{kind: kindUnpublish, rank: 3, service: "ocean model"},
+	{kind: kindLookup, rank: 3, service: "ocean model"},
+	{kind: kindAnswer, rank: 3, found: true, value: "2F", text: "no"},
+	{kind: kindSpawn, rank: 3, pairs: []Pair{{"PARENT", "tag#0$"}}, apps: []SpawnApp{
+		{Argv: []string{"./a b", "", "x=y\nz"}, Ranks: 2, Info: []Pair{{"wdir", "/tmp"}, {"soft", ""}}}, {Argv: []string{"b"}}}},
+	{kind: kindSpawned, rank: 3, found: true, name: "kvs_2", codes: []int{0, 42}, text: "no"},
+	{kind: kindPut, pairs: []Pair{{"a", "1"}, {"b", ""}}},
+	{kind: kindBarrierIn, barrier: "WORLD:0", pairs: []Pair{{strings.Repeat("k", MaxKey), strings.Repeat("v", maxStored)}, {"3.1 k", ""}, {"3.1 ", ""}}},
+	{kind: kindBarrierOut, barrier: "0,3:1"},
 	{kind: kindBye},
 }
 
@@ -46,31 +52,34 @@ func TestMessagesSurviveTheWire(t *testing.T) {
 	}
 }
 
-func TestEntriesAreSplitOverFrames(t *testing.T) {
-	var want, got []entry
+func TestPairsAreSplitOverFrames(t *testing.T) {
+	var want, got []Pair
 	for i := range 1000 {
-		want = append(want, entry{"key-" + strings.Repeat("x", i%40), strings.Repeat("v", MaxValue)})
+		want = append(want, Pair{"key-" + strings.Repeat("x", i%40), strings.Repeat("v", MaxValue)})
 	}
-	r := bufio.NewReader(bytes.NewReader(appendEntries(nil, message{kind: kindBarrierOut, generation: 3}, want)))
+	r := bufio.NewReader(bytes.NewReader(appendPairs(nil, message{kind: kindBarrierOut, barrier: "WORLD:3"}, want)))
 	for frames := 1; ; frames++ {
 		m, err := readMessage(r)
 		if err != nil {
 			t.Fatal(err)
 		}
-		got = append(got, m.entries...)
+		got = append(got, m.pairs...)
 		if m.kind == kindBarrierOut {
-			if m.generation != 3 || frames < 2 {
-				t.Errorf("generation %d after %d frames", m.generation, frames)
+			if m.barrier != "WORLD:3" || frames < 2 {
+				t.Errorf("barrier %s after %d frames", m.barrier, frames)
 			}
 			break
 		}
 	}
 	if !reflect.DeepEqual(got, want) {
-		t.Errorf("%d entries arrived of %d, or in another order", len(got), len(want))
+		t.Errorf("%d pairs arrived of %d, or in another order", len(got), len(want))
 	}
 }
 
 func TestBadFrames(t *testing.T) {
+	put := func(fields string) string {
+		return string([]byte{0, 0, 0, byte(1 + len(fields)), byte(kindPut)}) + fields
+	}
 	for name, test := range map[string]struct {
 		frame string
 		want  string
@@ -83,9 +92,9 @@ func TestBadFrames(t *testing.T) {
 		"no field":        {"\x00\x00\x00\x01\x04", "truncated"},
 		"rank":            {"\x00\x00\x00\x04\x04\xff\xff\x7f", "above"},
 		"trailing":        {"\x00\x00\x00\x03\x04\x00\x00", "1 bytes too many"},
-		"many entries":    {"\x00\x00\x00\x04\x0b\xff\xff\x03", "truncated"},
-		"key":             {"\x00\x00\x00\x05\x0b\x01\x01 \x00", "key \" \""},
-		"smuggled line":   {"\x00\x00\x00\x07\x0b\x01\x01k\x02a\n", "line end"},
+		"many pairs":      {put("\xff\xff\x03"), "truncated"},
+		"key":             {put("\x01\x01\t\x00"), `key "\t"`},
+		"smuggled line":   {put("\x01\x01k\x02a\n"), "line end"},
 	} {
 		_, err := readMessage(bufio.NewReader(strings.NewReader(test.frame)))
 		if err == nil || !strings.Contains(err.Error(), test.want) {

@@ -56,7 +56,7 @@ func (g *group) newPMIWire(send func(event)) (wire, error) {
 	if err := w.group.Validate(); err != nil {
 		return nil, err
 	}
-	w.server = pmi.NewServer(w.group, pmi.Events{
+	w.server = pmi.NewServer(w.group, pmi.NewNames(), pmi.Events{
 		Init: func(int) { send(event{init: true}) },
 		Abort: func(rank, code int, message string) {
 			send(event{abort: &Failure{Rank: rank, Clone: g.clones[rank], Status: abortStatus(code), Cause: aborted(code, message)}})

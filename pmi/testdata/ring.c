@@ -1,5 +1,6 @@
 /* A program for the tests: "ring" passes a number round and sums the ranks; "abort N CODE" has rank N call MPI_Abort;
-   "leave N CODE" has rank N exit without MPI_Finalize; "names" looks up a name, which is not supported. */
+   "leave N CODE" has rank N exit without MPI_Finalize; "names" has rank 0 publish a name that the last rank looks up, and each look up one
+   that is not there. */
 #include <mpi.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -27,7 +28,14 @@ int main(int argc, char **argv)
 
     if (!strcmp(what, "names")) {
         MPI_Comm_set_errhandler(MPI_COMM_WORLD, MPI_ERRORS_RETURN);
-        printf("lookup %s\n", MPI_Lookup_name("ocean model", MPI_INFO_NULL, port) ? "failed" : "succeeded");
+        if (rank == 0 && MPI_Publish_name("ocean", MPI_INFO_NULL, "tag#0$port#99$"))
+            printf("publish failed\n");
+        MPI_Barrier(MPI_COMM_WORLD);
+        if (rank == size - 1) {
+            printf("lookup %s\n", MPI_Lookup_name("ocean", MPI_INFO_NULL, port) ? "failed" : port);
+            printf("unpublish %s\n", MPI_Unpublish_name("ocean", MPI_INFO_NULL, port) ? "failed" : "done");
+        }
+        printf("lookup of another %s\n", MPI_Lookup_name("atmosphere", MPI_INFO_NULL, port) ? "failed" : port);
     }
 
     if (rank > 0)

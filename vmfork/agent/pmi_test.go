@@ -20,7 +20,7 @@ echo "rank $PMI_RANK of $PMI_SIZE: $answer"`
 func servePMI(t *testing.T, s *Session, ranks ...int) (*pmi.Server, <-chan error) {
 	t.Helper()
 	g := pmi.Group{Size: len(ranks), KVSName: "kvs_test", UniverseSize: len(ranks)}
-	server := pmi.NewServer(g, pmi.Events{})
+	server := pmi.NewServer(g, pmi.NewNames(), pmi.Events{})
 	up, err := s.PMI(soon(t), PMI{Group: g, Ranks: ranks})
 	if err != nil {
 		t.Fatal(err)

@@ -14,8 +14,6 @@ import (
 	"syscall"
 
 	"golang.org/x/sys/unix"
-
-	"github.com/mpirun-sf/mpirun-sf/pmi"
 )
 
 // fdPMI is the descriptor of a rank's connection to the PMI proxy.
@@ -254,9 +252,12 @@ func (c *clone) connectPMI(r PMIRank, env *[]string) (serve func(), theirs *os.F
 	c.mu.Lock()
 	local := c.groups[r.Group]
 	c.mu.Unlock()
-	at := slices.Index(local.Ranks, r.Rank)
-	if local.proxy == nil || at < 0 {
+	if local.proxy == nil {
 		return nil, nil, fmt.Errorf("rank %d has no PMI proxy", r.Rank)
+	}
+	found, err := local.proxy.Environ(r.Rank, fdPMI)
+	if err != nil {
+		return nil, nil, fmt.Errorf("rank %d has no PMI proxy: %w", r.Rank, err)
 	}
 	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
@@ -264,7 +265,7 @@ func (c *clone) connectPMI(r PMIRank, env *[]string) (serve func(), theirs *os.F
 	}
 	unix.SetNonblock(fds[0], true)
 	mine := os.NewFile(uintptr(fds[0]), "pmi")
-	*env = append(*env, pmi.Environ(r.Rank, local.Group.Size, at, len(local.Ranks), fdPMI)...)
+	*env = append(*env, found...)
 	return func() { local.proxy.ServeRank(context.Background(), r.Rank, mine) }, os.NewFile(uintptr(fds[1]), "pmi"), nil
 }
 
