@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -23,6 +24,8 @@ type job struct {
 	ranks   []*client
 	up      atomic.Int64 // messages from the proxies to the server
 	down    atomic.Int64 // messages the other way, a batch of frames counting once
+
+	spawns chan *SpawnRequest
 
 	mu     sync.Mutex
 	events []string
@@ -43,23 +46,29 @@ func (c counted) Write(b []byte) (int, error) { c.n.Add(1); return c.Conn.Write(
 // newJob starts clones of ranksEach ranks.
 func newJob(t testing.TB, clones, ranksEach int) *job {
 	t.Helper()
+	return startJob(t, NewNames(), ranksEach, Group{
+		Size: clones * ranksEach, KVSName: "kvs_7", UniverseSize: -1, Mapping: Mapping(slices.Repeat([]int{ranksEach}, clones)),
+	})
+}
+
+// startJob starts a group on clones of ranksEach ranks.
+func startJob(t testing.TB, names *Names, ranksEach int, g Group) *job {
+	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	t.Cleanup(cancel)
-	j := &job{t: t, cancel: cancel, group: Group{
-		Size: clones * ranksEach, KVSName: "kvs_7", UniverseSize: -1,
-		Mapping: Mapping(slices.Repeat([]int{ranksEach}, clones)),
-	}}
-	j.server = NewServer(j.group, NewNames(), Events{
+	j := &job{t: t, cancel: cancel, group: g, spawns: make(chan *SpawnRequest, g.Size)}
+	j.server = NewServer(j.group, names, Events{
+		Spawn:    func(r *SpawnRequest) { j.spawns <- r },
 		Abort:    func(rank, code int, message string) { j.note("abort %d %d %q", rank, code, message) },
 		Protocol: func(rank int, err error) { j.note("protocol %d %v", rank, err) },
 		Init:     func(rank int) { j.note("init %d", rank) },
 		Finalize: func(rank int) { j.note("finalize %d", rank) },
 		Closed:   func(rank int, s State) { j.note("closed %d %s", rank, s) },
 	})
-	for c := range clones {
+	for first := 0; first < g.Size; first += ranksEach {
 		var local []int
-		for i := range ranksEach {
-			local = append(local, c*ranksEach+i)
+		for i := first; i < min(first+ranksEach, g.Size); i++ {
+			local = append(local, i)
 		}
 		launcher, agent := net.Pipe()
 		proxy := NewProxy(j.group, counted{agent, &j.up}, local)
@@ -76,6 +85,18 @@ func newJob(t testing.TB, clones, ranksEach int) *job {
 		}
 	}
 	return j
+}
+
+// spawned waits for a rank's wish for a new group.
+func (j *job) spawned() *SpawnRequest {
+	j.t.Helper()
+	select {
+	case r := <-j.spawns:
+		return r
+	case <-time.After(10 * time.Second):
+		j.t.Fatal("nothing was spawned in 10 s")
+		return nil
+	}
 }
 
 func (j *job) note(format string, args ...any) {
@@ -162,6 +183,51 @@ func (c *client) hear() string {
 		return err.Error()
 	}
 	return strings.TrimSuffix(line, "\n")
+}
+
+// packet sends a request in PMI-2's syntax.
+func (c *client) packet(body string) {
+	if _, err := fmt.Fprintf(c.conn, "%-6d%s", len(body), body); err != nil {
+		c.t.Errorf("rank %d: send %.60q: %v", c.rank, body, err)
+	}
+}
+
+// hearPacket returns the next answer in PMI-2's syntax, without its length.
+func (c *client) hearPacket() string {
+	_ = c.conn.SetReadDeadline(time.Now().Add(10 * time.Second))
+	head := make([]byte, lengthSize)
+	if _, err := io.ReadFull(c.r, head); err != nil {
+		return err.Error()
+	}
+	n, err := strconv.Atoi(strings.TrimSpace(string(head)))
+	if err != nil {
+		return err.Error()
+	}
+	body := make([]byte, n)
+	if _, err := io.ReadFull(c.r, body); err != nil {
+		return err.Error()
+	}
+	return string(body)
+}
+
+func (c *client) expectPacket(body, want string) {
+	c.t.Helper()
+	c.packet(body)
+	if got := c.hearPacket(); got != want {
+		c.t.Errorf("rank %d: %.80q answered %q, want %q", c.rank, body, got, want)
+	}
+}
+
+// init2 begins PMI-2.
+func (c *client) init2(spawner string) {
+	c.t.Helper()
+	c.expect("cmd=init pmi_version=2 pmi_subversion=0", "cmd=response_to_init pmi_version=2 pmi_subversion=0 rc=0")
+	c.packet(fmt.Sprintf("cmd=fullinit;pmirank=%d;threaded=FALSE;", c.rank))
+	want := fmt.Sprintf(";rank=%d;size=", c.rank)
+	if got := c.hearPacket(); !strings.Contains(got, want) || !strings.HasPrefix(got, "cmd=fullinit-response;pmi-version=2;pmi-subversion=0;") ||
+		!strings.HasSuffix(got, ";rc=0;") || strings.Contains(got, "spawner-jobid="+spawner) != (spawner != "") {
+		c.t.Errorf("rank %d: fullinit answered %q", c.rank, got)
+	}
 }
 
 func (c *client) ask(line string) string { c.send(line); return c.hear() }

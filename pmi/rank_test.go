@@ -66,21 +66,6 @@ func TestConversations(t *testing.T) {
 			> cmd=finalize
 			< cmd=finalize_ack
 			EOF>`},
-		{name: "spawn, where the launcher does not", script: init + `
-			> mcmd=spawn
-			> nprocs=1
-			> execname=./a b
-			> totspawns=2
-			> endcmd
-			> mcmd=spawn
-			> nprocs=1
-			> execname=./c
-			> totspawns=2
-			> endcmd
-			< cmd=spawn_result rc=-1 msg=this_launcher_does_not_spawn
-			> cmd=finalize
-			< cmd=finalize_ack
-			EOF>`},
 		{name: "spawn of nothing", report: "without a name", script: init + `
 			> mcmd=spawn
 			> nprocs=1

@@ -123,6 +123,7 @@ func (c *conversation) linePut(q request) error {
 	switch {
 	case !given:
 		err = fmt.Errorf("put of %s without value", clip(key))
+	case key == "" && value == "": // MPICH 4.0's singleton, which has put nothing before it found a launcher
 	case !ours:
 		err = fmt.Errorf("put of %s into another group's key-value space", clip(key))
 	default:

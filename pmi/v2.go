@@ -191,7 +191,7 @@ func (c *conversation) packetNames(ctx context.Context, q request) error {
 	case "name-lookup":
 		var port string
 		port, refused, err = c.find(ctx, service)
-		fields = []Pair{{"port", port}, {"found", yes}}
+		fields = []Pair{{"port", port}, {"value", port}, {"found", yes}} // MPICH's client reads port, Slurm's value
 	}
 	switch {
 	case err != nil:

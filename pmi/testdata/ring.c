@@ -1,6 +1,6 @@
 /* A program for the tests: "ring" passes a number round and sums the ranks; "abort N CODE" has rank N call MPI_Abort;
    "leave N CODE" has rank N exit without MPI_Finalize; "names" has rank 0 publish a name that the last rank looks up, and each look up one
-   that is not there. */
+   that is not there; "universe" prints the universe's size. */
 #include <mpi.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -36,6 +36,12 @@ int main(int argc, char **argv)
             printf("unpublish %s\n", MPI_Unpublish_name("ocean", MPI_INFO_NULL, port) ? "failed" : "done");
         }
         printf("lookup of another %s\n", MPI_Lookup_name("atmosphere", MPI_INFO_NULL, port) ? "failed" : port);
+    }
+
+    if (!strcmp(what, "universe")) {
+        int *universe;
+        MPI_Comm_get_attr(MPI_COMM_WORLD, MPI_UNIVERSE_SIZE, &universe, &found);
+        printf("universe %d\n", found ? *universe : -1);
     }
 
     if (rank > 0)
