@@ -30,6 +30,8 @@ type host struct {
 	daemon *sfld.Client
 	leave  func() // ends the daemons of other hosts
 	ticket ticket.Ticket
+	mounts []share.Mounting // of every clone
+	spare  slots
 }
 
 func newHost(j *job) *host { return &host{job: j, told: j.notice, leave: func() {}} }
@@ -186,10 +188,15 @@ func (j *host) clone(ctx context.Context) ([]launch.Place, error) {
 	j.reportPrepared(p)
 
 	begin := time.Now()
-	mounts, programs, err := j.serveFolders(ctx)
+	shared, err := j.serveShares(ctx, false)
 	if err != nil {
 		return nil, err
 	}
+	staged, programs, err := j.serve(ctx, j.program)
+	if err != nil {
+		return nil, err
+	}
+	j.mounts = append(shared, staged...)
 	j.phase("folders served")
 	cloned, err := j.daemon.Clone(ctx, tk, j.startLimit)
 	if err != nil {
@@ -204,11 +211,12 @@ func (j *host) clone(ctx context.Context) ([]launch.Place, error) {
 
 	limit, cancel := context.WithTimeout(ctx, j.startLimit)
 	defer cancel()
-	places, err := launch.Connect(limit, j.daemon.Attach, tk, j.np, mounts, programs...)
+	places, err := launch.Connect(limit, j.daemon.Attach, tk, j.np, j.mounts, programs...)
 	if err != nil {
 		return nil, err
 	}
 	j.phase("folders mounted")
+	j.spare.keep(places, j.ppn)
 	return places, nil
 }
 
@@ -266,16 +274,6 @@ func source(image string) string {
 		return "this machine"
 	}
 	return image
-}
-
-// serveFolders starts the servers of all shared folders, and of programs that
-// lie in none of them.
-func (j *host) serveFolders(ctx context.Context) (mounts []share.Mounting, programs []agent.Place, err error) {
-	if mounts, err = j.serveShares(ctx, false); err != nil {
-		return nil, nil, err
-	}
-	staged, programs, err := j.serve(ctx, j.program)
-	return append(mounts, staged...), programs, err
 }
 
 // serve makes programs reachable for clones. Those that no shared folder has are

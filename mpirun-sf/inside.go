@@ -35,6 +35,7 @@ type inside struct {
 
 	fork   *launch.Fork
 	forked bool
+	spare  slots
 	ranks  *ranksHere
 	unjoin context.CancelFunc // ends the wait for lost clones
 }
@@ -133,7 +134,30 @@ func (j *inside) clone(ctx context.Context) ([]launch.Place, error) {
 		}
 		here = j.ranks.session
 	}
-	return j.fork.Places(j.np, j.slots, here, clones), nil
+	places := j.fork.Places(j.np, j.slots, here, clones)
+	if j.slots > 0 {
+		j.spare.keep(places[1:], j.ppn)
+	} else {
+		j.spare.keep(places, j.ppn)
+	}
+	return places, nil
+}
+
+// spawn places ranks that others want to have, where slots are free. Another
+// fork would copy this program in the middle of its job.
+func (j *inside) spawn(_ context.Context, apps []launch.App) (places []launch.Place, release func(), err error) {
+	np := 0
+	for i := range apps {
+		np += apps[i].Ranks
+		if apps[i].Argv[0], err = findSpawned(apps[i]); err != nil {
+			return nil, nil, err
+		}
+	}
+	places, release = j.spare.take(np)
+	if len(places) == 0 {
+		return nil, nil, errors.New("inside a virtual machine ranks are spawned where clones have virtual CPUs without a rank, and none is left: -ppn gives each clone more")
+	}
+	return places, release, nil
 }
 
 func (j *inside) requestTicket(ctx context.Context, wanted int) (ticket.Ticket, error) {

@@ -48,11 +48,12 @@ func newJob(o options) *job {
 // (host.go), or in a virtual machine, which forks itself (inside.go). Its
 // methods are called in this order, each once; close always, once open was well.
 type site interface {
-	check() error                                      // what can be known to be wrong before anything is made
-	open(ctx context.Context) error                    //
-	clone(ctx context.Context) ([]launch.Place, error) // ticket and clones, ready to run ranks
-	end(ctx context.Context) error                     // the ranks have ended: so do the clones
-	close() error                                      // nothing of the job is left
+	check() error                                                                                    // what can be known to be wrong before anything is made
+	open(ctx context.Context) error                                                                  //
+	clone(ctx context.Context) ([]launch.Place, error)                                               // ticket and clones, ready to run ranks
+	spawn(ctx context.Context, apps []launch.App) (places []launch.Place, release func(), err error) // while ranks run: see launch.Job
+	end(ctx context.Context) error                                                                   // the ranks have ended: so do the clones
+	close() error                                                                                    // nothing of the job is left
 }
 
 // launchJob does what the command is for: ticket, clones, ranks, join.
@@ -113,7 +114,7 @@ func (j *job) run(ctx context.Context, s site) (err error) {
 		Name: j.id, User: j.user.User, UCX: j.ucx,
 		Apps:   []launch.App{{Argv: append([]string{j.program}, j.argv[1:]...), Env: j.environment(), Dir: j.dir, Ranks: j.np}},
 		Places: places, Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr, Label: j.label,
-		StartLimit: j.startLimit, Signals: j.signals, Lost: j.lost,
+		StartLimit: j.startLimit, Signals: j.signals, Lost: j.lost, Spawn: s.spawn,
 		Notice: func(line string) { tui.Notice("%s", line) },
 	}
 	err = run.Run(ctx)

@@ -13,7 +13,9 @@
 //  5. Each rank's end is judged by its exit and by how far it had come in MPI
 //     (verdict.go, or the caller's rules): a rank that leaves its peers waiting
 //     ends the job.
-//  6. Signals go to every rank; a second SIGINT ends the job by force.
+//  6. A rank that wants more ranks (MPI_Comm_spawn, spawn.go) is given another
+//     group, beside its own, in places that the caller finds for it.
+//  7. Signals go to every rank; a second SIGINT ends the job by force.
 //
 // The clones are the caller's. Run ends the ranks of a job that failed, but not
 // the clones: whoever made them does, and that ends what may still run in them.
@@ -21,5 +23,6 @@
 // # Locking
 //
 // One goroutine, Run's, holds the job's state and receives everything that
-// happens as an event. Others only send events.
+// happens as an event. Others only send events; a group that starts is the
+// starting goroutine's until the event that says so.
 package launch

@@ -15,26 +15,31 @@ import (
 )
 
 // group is a process group: ranks that are numbered together and began
-// together. Only Run's goroutine touches what changes after start.
+// together. While it starts, what start fills is start's; only Run's goroutine
+// touches the rest.
 type group struct {
 	run    *run
 	name   string // of its key-value space
 	apps   []App
 	places []Place
-	ids    int // the process of rank n is ids + n
-	wire   wire
+	ids    int           // the process of rank n is ids + n
+	begun  chan struct{} // closed when start has ended
 
-	procs   []*agent.Process // by rank
-	clones  []string         // by rank
-	exits   []*agent.Exit    // by rank, nil for those that run
-	states  []pmi.State      // by rank, of those that have ended
+	wire   wire             // filled by start, as the next two
+	procs  []*agent.Process // by rank
+	clones []string         // by rank
+
+	up      bool // all ranks have started
+	spawned *placed
+	exits   []*agent.Exit // by rank, nil for those that run
+	states  []pmi.State   // by rank, of those that have ended
 	running int
 	anyInit bool
 }
 
 // newGroup makes the group of apps, on places that have as many ranks.
 func (r *run) newGroup(name string, apps []App, places []Place) *group {
-	g := &group{run: r, name: name, apps: apps, places: places, ids: r.ids}
+	g := &group{run: r, name: name, apps: apps, places: places, ids: r.ids, begun: make(chan struct{})}
 	for _, p := range places {
 		g.running += len(p.Ranks)
 	}
@@ -44,6 +49,9 @@ func (r *run) newGroup(name string, apps []App, places []Place) *group {
 	r.groups = append(r.groups, g)
 	return g
 }
+
+// kvs names the group's key-value space.
+func (g *group) kvs() string { return "kvs_" + g.name }
 
 // app is the program of a rank.
 func (g *group) app(rank int) App {
@@ -59,7 +67,7 @@ func (g *group) app(rank int) App {
 func (g *group) check() error {
 	np := 0
 	for _, a := range g.apps {
-		if a.Ranks < 1 || len(a.Argv) == 0 {
+		if a.Ranks < 0 || len(a.Argv) == 0 {
 			return fmt.Errorf("a program without a name or ranks: %q, %d", a.Argv, a.Ranks)
 		}
 		np += a.Ranks
@@ -70,6 +78,24 @@ func (g *group) check() error {
 	return nil
 }
 
+// begin starts the group beside Run's goroutine, which hears of it.
+func (g *group) begin(ctx context.Context) {
+	go func() {
+		err := g.start(ctx)
+		close(g.begun)
+		g.send(ctx, event{started: &started{err}})
+	}()
+}
+
+// send reports what happened to the group.
+func (g *group) send(ctx context.Context, e event) {
+	e.group = g
+	select {
+	case g.run.events <- e:
+	case <-ctx.Done():
+	}
+}
+
 // start brings all ranks to life, or none of the group.
 func (g *group) start(ctx context.Context) error {
 	if err := g.check(); err != nil {
@@ -77,13 +103,7 @@ func (g *group) start(ctx context.Context) error {
 	}
 	limit, cancel := context.WithTimeout(ctx, g.run.StartLimit)
 	defer cancel()
-	send := func(e event) {
-		e.group = g
-		select {
-		case g.run.events <- e:
-		case <-ctx.Done():
-		}
-	}
+	send := func(e event) { g.send(ctx, e) }
 	var err error
 	if g.wire, err = g.newWire(send); err != nil {
 		return err
@@ -186,7 +206,9 @@ func (g *group) startRanks(ctx context.Context, p Place, send func(event)) error
 // end notes the end of a rank.
 func (g *group) end(e *ended) {
 	g.exits[e.rank], g.states[e.rank] = &e.exit, e.state
-	g.running--
+	if g.running--; g.running == 0 && g.spawned != nil {
+		go g.spawned.release()
+	}
 }
 
 // neverInit finds a rank that ended without MPI_Init while others are in

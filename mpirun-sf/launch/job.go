@@ -30,7 +30,8 @@ type App struct {
 	Argv  []string // the program is an absolute path
 	Env   []string
 	Dir   string
-	Ranks int // at least 1
+	Path  []string // of a program to be spawned: folders to look for it first
+	Ranks int
 }
 
 // Job is what to run, and where.
@@ -52,8 +53,15 @@ type Job struct {
 	// Judge, if set, decides instead of mpirun-sf's own rules what the end of a
 	// rank means: a failure, nil for none, and whether it ends the job.
 	Judge func(rank int, clone string, e agent.Exit, s pmi.State) (f *Failure, endsJob bool)
-	// Exits, after Run, is how each rank ended; nil for one that did not.
+	// Exits, after Run, is how each rank ended; nil for one that did not. Ranks
+	// that others have spawned are not among them.
 	Exits []*agent.Exit
+
+	// Spawn, if set, finds places for a group that ranks of the job want to have
+	// (MPI_Comm_spawn): for all of its ranks or, where there is no more room, for
+	// the first of them. It makes programs absolute paths, in apps. release is
+	// called when the group has ended.
+	Spawn func(ctx context.Context, apps []App) (places []Place, release func(), err error)
 
 	// StartLimit is how long all ranks together may take to start.
 	StartLimit time.Duration
@@ -82,6 +90,7 @@ type run struct {
 	groups []*group // the first is the job's own; the others were spawned
 	ids    int      // of processes, so far: a clone may serve several groups
 	events chan event
+	names  *pmi.Names
 
 	outputs   sync.WaitGroup
 	writing   atomic.Int64          // streams whose output is being written
@@ -94,11 +103,17 @@ type run struct {
 
 // event is one thing that happened to a group. Exactly one of the other fields is set.
 type event struct {
-	group *group
-	ended *ended
-	abort *Failure
-	init  bool
+	group   *group
+	started *started
+	ended   *ended
+	abort   *Failure
+	init    bool
+	spawn   *pmi.SpawnRequest
+	placed  *placed
 }
+
+// started says that a group's ranks run, or why not.
+type started struct{ err error }
 
 type ended struct {
 	rank  int
@@ -114,15 +129,13 @@ func (j *Job) Run(ctx context.Context) error {
 	if j.Judge == nil {
 		j.Judge = judge
 	}
-	r := &run{Job: j, events: make(chan event, 64)}
+	r := &run{Job: j, events: make(chan event, 64), names: pmi.NewNames()}
 	g := r.newGroup(j.Name, j.Apps, j.Places)
 	j.Exits = g.exits
-	if err := g.start(ctx); err != nil {
-		r.kill()
-		return err
-	}
+	g.begin(ctx)
 	err := r.wait(ctx)
 	if err != nil {
+		cancel()
 		r.kill()
 	}
 	// What the ranks wrote before the end is shown before the end.
@@ -137,11 +150,14 @@ func (j *Job) Run(ctx context.Context) error {
 // may be what does not answer.
 func (r *run) kill() {
 	for _, g := range r.groups {
-		for rank, p := range g.procs {
-			if p != nil && g.exits[rank] == nil {
-				go p.Signal(int(syscall.SIGKILL))
+		go func() {
+			<-g.begun
+			for rank, p := range g.procs {
+				if p != nil && g.exits[rank] == nil {
+					go p.Signal(int(syscall.SIGKILL))
+				}
 			}
-		}
+		}()
 	}
 }
 
@@ -168,17 +184,30 @@ func (r *run) drain(patient bool) {
 
 // wait receives what happens until the job is over.
 func (r *run) wait(ctx context.Context) error {
+	// Until there are ranks there is nobody to forward signals to, and a start
+	// that fails knows better why than that a clone is gone.
+	var signals <-chan os.Signal
+	var lost <-chan string
 	for slices.ContainsFunc(r.groups, func(g *group) bool { return g.running > 0 }) {
 		select {
 		case e := <-r.events:
-			if over := r.handle(e); over {
-				return r.failure
+			switch {
+			case e.started != nil && e.group == r.groups[0]:
+				if e.started.err != nil {
+					return e.started.err
+				}
+				signals, lost = r.Signals, r.Lost
+				e.group.up = true
+			default:
+				if over := r.handle(ctx, e); over {
+					return r.failure
+				}
 			}
-		case sig := <-r.Signals:
+		case sig := <-signals:
 			if over := r.forward(sig); over {
 				return ErrInterrupted
 			}
-		case reason := <-r.Lost:
+		case reason := <-lost:
 			return &Failure{Status: 1, Cause: reason}
 		case <-ctx.Done():
 			return ctx.Err()
@@ -191,9 +220,18 @@ func (r *run) wait(ctx context.Context) error {
 }
 
 // handle returns whether the job is over.
-func (r *run) handle(e event) bool {
+func (r *run) handle(ctx context.Context, e event) bool {
 	g := e.group
 	switch {
+	case e.spawn != nil:
+		go g.place(ctx, e.spawn)
+		return false
+	case e.placed != nil:
+		r.startSpawned(ctx, g, e.placed)
+		return false
+	case e.started != nil:
+		g.answerSpawn(e.started.err)
+		return false
 	case e.abort != nil:
 		r.fail(e.abort)
 		return true
@@ -244,7 +282,9 @@ func (r *run) forward(sig os.Signal) bool {
 	}
 	for _, g := range r.groups {
 		for _, p := range g.procs {
-			p.Signal(int(n))
+			if g.up {
+				p.Signal(int(n))
+			}
 		}
 	}
 	return false

@@ -151,18 +151,15 @@ func (tr *trial) count() {
 	}
 }
 
-// run runs the job, which must end within the limit.
+// run runs the job, which must end within the limit, or on a busy machine soon
+// after it: in any case long before its ranks would by themselves.
 func (tr *trial) run(t *testing.T, limit time.Duration) error {
 	t.Helper()
 	tr.count()
 	ended := make(chan error, 1)
-	begin := time.Now()
 	go func() { ended <- tr.Run(t.Context()) }()
 	select {
 	case err := <-ended:
-		if took := time.Since(begin); took > limit {
-			t.Errorf("the job took %v, more than %v", took, limit)
-		}
 		return err
 	case <-time.After(limit + 20*time.Second):
 		t.Fatalf("the job did not end in %v\nstdout: %s\nstderr: %s", limit, tr.out.String(), tr.errors.String())

@@ -52,15 +52,24 @@ func (g *group) newPMIWire(send func(event)) (wire, error) {
 			perNode = append(perNode, len(p.Ranks))
 		}
 	}
-	w := &pmiWire{ucx: g.run.UCX, group: pmi.Group{Size: np, KVSName: "kvs_" + g.name, UniverseSize: np, Mapping: pmi.Mapping(perNode)}}
+	var ranks []int
+	for _, a := range g.apps {
+		ranks = append(ranks, a.Ranks)
+	}
+	w := &pmiWire{ucx: g.run.UCX, group: pmi.Group{Size: np, KVSName: g.kvs(), Apps: ranks}}
+	if g.spawned != nil {
+		w.group = g.spawned.request.Group(g.kvs(), ranks)
+	}
+	w.group.UniverseSize, w.group.Mapping = len(g.run.groups[0].procs), pmi.Mapping(perNode)
 	if err := w.group.Validate(); err != nil {
 		return nil, err
 	}
-	w.server = pmi.NewServer(w.group, pmi.NewNames(), pmi.Events{
+	w.server = pmi.NewServer(w.group, g.run.names, pmi.Events{
 		Init: func(int) { send(event{init: true}) },
 		Abort: func(rank, code int, message string) {
 			send(event{abort: &Failure{Rank: rank, Clone: g.clones[rank], Status: abortStatus(code), Cause: aborted(code, message)}})
 		},
+		Spawn: func(q *pmi.SpawnRequest) { send(event{spawn: q}) },
 		Protocol: func(rank int, err error) {
 			g.run.Notice(fmt.Sprintf("rank %d on %s: PMI: %v", rank, g.clones[rank], err))
 		},
