@@ -14,7 +14,7 @@ type Files struct {
 	Program string // absolute path, without symbolic links
 	Kind    Kind
 	Files   []File   // libraries and plugins, and the links to them, in order of path
-	UCX     bool     // libucp is among them: the program needs the preload of UCXProgress
+	UCX     bool     // libucp is among them, for MPICH: the program needs the preload of UCXProgress
 	LeftOut []string // plugins that were left out, each with the reason
 }
 
@@ -75,7 +75,8 @@ func Closure(binary, libraryPath string) (*Files, error) {
 			files.Kind = KindDynamic
 		}
 	}
-	files.UCX = set.has("libucp.so")
+	// Open MPI has UCX among its plugins, and does not wait in read(PMI_FD).
+	files.UCX = set.has("libucp.so") && files.Kind != KindOpenMPI
 	files.LeftOut = set.leftOut
 	files.Files = t.files()
 	return files, nil

@@ -7,8 +7,8 @@
 // [Build] does the following; every step can be called on its own.
 //
 //  1. [Closure] reads the program's ELF headers (it never runs the program, nor
-//     ldd) and lists the dynamic linker, the libraries, and the plugins that an
-//     MPICH library opens by itself at run time.
+//     ldd) and lists the dynamic linker, the libraries, and what a library of MPICH
+//     or Open MPI opens or starts by itself at run time: plugins, their texts, orted.
 //  2. [FindKernel] finds a full kernel with its modules under /boot, or
 //     fetches the distribution's package once into the cache.
 //  3. The plan of the root (files of the machine, with what --with names and
@@ -32,7 +32,7 @@
 // it anew needs no new image.
 //
 // A guest in which a user works (Spec.Tools) also has the machine's [Tools] and the
-// libraries of its compilers and MPICH, so that what is compiled outside runs
+// libraries of its compilers, MPICH and Open MPI, so that what is compiled outside runs
 // inside; terminals; and a prompt that tells a clone from its parent. Spec.With
 // brings more of the machine, Spec.Hooks what each clone runs first.
 //

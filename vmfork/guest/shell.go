@@ -33,15 +33,18 @@ var tools = strings.Fields(`
 	more less lessecho pager vi vim nano ed clear reset tput tset tabs infocmp toe
 	hostname dnsdomainname ip ss bridge tc ping nc ncat netcat socat telnet
 	getent getconf iconv locale ldd ldconfig run-parts tempfile bc dc make tmux screen rsync jq
+	mpirun mpiexec mpirun.openmpi mpiexec.openmpi orterun orted ompi_info ompi-clean ompi-server
+	mpirun.mpich mpiexec.mpich mpiexec.hydra hydra_pmi_proxy hydra_nameserver
 `)
 
 // runtimes are libraries that programs compiled on this machine commonly ask for,
 // as patterns of their names: those of the compilers, of a C library that still
-// has its parts in files of their own, and MPICH's.
+// has its parts in files of their own, MPICH's and Open MPI's.
 var runtimes = []string{
 	"libc.so.6", "libm.so.6", "libpthread.so.0", "libdl.so.2", "librt.so.1", "libutil.so.1", "libresolv.so.2",
 	"libgcc_s.so.1", "libstdc++.so.6", "libgomp.so.1", "libgfortran.so.[0-9]", "libquadmath.so.0", "libatomic.so.1",
 	"libmpich.so.*", "libmpichcxx.so.*", "libmpichfort.so.*", "libmpicxx.so.*", "libmpifort.so.*", "libmpi.so.12*",
+	"libmpi.so.40*", "libmpi_cxx.so.40*", "libmpi_mpifh*.so.40*", "libmpi_usempi*.so.40*", "liboshmem.so.40*",
 }
 
 // terminals are the terminals that a guest knows, by their names in terminfo(5).
@@ -82,7 +85,7 @@ func Tools() []string {
 }
 
 // addShell brings all that a user at a shell expects: tools, the libraries of the
-// compilers and of MPICH, terminals.
+// compilers, of MPICH and of Open MPI, terminals.
 func (g *gatherer) addShell() {
 	for _, path := range Tools() {
 		g.try(path)
