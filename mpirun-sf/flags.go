@@ -56,6 +56,7 @@ Options:
     --allow DEST         only these, such as 10.0.0.0/8 or 192.0.2.7:443/tcp,
     --rate RATE          at most so fast, all together: 100mbit
     --parent-ranks       inside a virtual machine: it runs the first ranks itself
+    --no-clone           without virtual machines: ranks run on the hosts themselves
     -q                   no lines of mpirun-sf's own but errors
     -v                   a timeline, and bytes fetched by path
     --trace FILE         what took how long on which host, for chrome://tracing
@@ -86,6 +87,7 @@ type options struct {
 	window        int
 	accel         string
 	parentRanks   bool
+	noClone       bool
 	hostOptions
 	trace string       // a file for a trace, "" for none
 	way   *network.Way // out of the private network, nil for none
@@ -118,6 +120,7 @@ func launcherApp() *cli.App {
 		&cli.StringFlag{Name: "window", Value: "32K"},
 		&cli.StringFlag{Name: "accel"},
 		&cli.BoolFlag{Name: "parent-ranks"},
+		&cli.BoolFlag{Name: "no-clone"},
 		&cli.BoolFlag{Name: "q", Aliases: []string{"quiet"}},
 		&cli.BoolFlag{Name: "v", Aliases: []string{"verbose"}},
 		&cli.StringFlag{Name: "log-format", Value: "text"},
@@ -186,8 +189,8 @@ func parseOptions(c *cli.Context) (options, error) {
 		label: c.Bool("l"), image: c.String("image"), accel: c.String("accel"),
 		oversubscribe: c.Bool("oversubscribe"), strict: c.Bool("strict"),
 		startLimit: c.Duration("start-timeout"), env: c.StringSlice("env"),
-		parentRanks: c.Bool("parent-ranks"),
-		argv:        c.Args().Slice(), given: c.LocalFlagNames(),
+		parentRanks: c.Bool("parent-ranks"), noClone: c.Bool("no-clone"),
+		argv: c.Args().Slice(), given: c.LocalFlagNames(),
 	}
 	if err := takeOutputOptions(c); err != nil {
 		return o, err

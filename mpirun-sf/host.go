@@ -102,7 +102,7 @@ func (j *job) startDaemon(ctx context.Context, notice func(sfld.Notice)) (*sfld.
 // prepareArgs says what the clones are copies of, and how many are expected.
 func (j *host) prepareArgs(expect int) sfld.PrepareArgs {
 	return sfld.PrepareArgs{
-		Program: j.program, LibraryPath: os.Getenv("LD_LIBRARY_PATH"), Disk: j.image,
+		Program: j.program, LibraryPath: os.Getenv("LD_LIBRARY_PATH"), Disk: j.image, Guest: sfld.Guest{With: j.files()[1:]},
 		User: j.user.name, Home: j.user.home,
 		VCPUs: j.ppn, Memory: j.memory * int64(j.ppn), Expect: expect,
 	}
@@ -192,7 +192,7 @@ func (j *host) clone(ctx context.Context) ([]launch.Place, error) {
 	if err != nil {
 		return nil, err
 	}
-	staged, programs, err := j.serve(ctx, j.program)
+	staged, programs, err := j.serve(ctx, j.files()...)
 	if err != nil {
 		return nil, err
 	}

@@ -98,7 +98,7 @@ func (j *job) allocate(ctx context.Context) (allocator.Allocation, error) {
 		return serviceHosts(named, j.clusterKey)
 	}
 	return ssh.New(ssh.Config{
-		Hosts: named, Ask: asker(),
+		Hosts: named, Ask: asker(), AsUser: j.noClone,
 		Notice: func(line string) { tui.Notice("%s", line) },
 		Stderr: func(host, line string) { tui.Notice("%s: %s", host, line) },
 	})

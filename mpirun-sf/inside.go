@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/netip"
 	"os"
@@ -258,14 +259,22 @@ func (r *ranksHere) close() {
 // ranksLimit is how long ended ranks may take to be gone.
 const ranksLimit = 5 * time.Second
 
-// ranksMain is that agent. It becomes the parent of what ranks leave behind.
-func ranksMain() error {
-	channel := os.NewFile(3, "launcher")
-	conn, err := net.FileConn(channel)
-	if err != nil {
-		return errors.New("this is started by mpirun-sf inside a virtual machine, not by hand")
+// ranksMain is that agent: it is asked at descriptor 3, or at its standard input and
+// output where another host started it. It becomes the parent of what ranks leave
+// behind.
+func ranksMain(overStdio bool) error {
+	var conn io.ReadWriteCloser
+	var err error
+	if overStdio {
+		conn, err = takeStdio()
+	} else {
+		channel := os.NewFile(3, "launcher")
+		conn, err = net.FileConn(channel)
+		channel.Close()
 	}
-	channel.Close()
+	if err != nil {
+		return errors.New("this is started by mpirun-sf, not by hand")
+	}
 	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
 		return fmt.Errorf("inherit what ranks leave behind: %w", err)
 	}

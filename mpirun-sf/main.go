@@ -42,6 +42,9 @@ func run(args []string) int {
 	if args, ok := asSF(args); ok {
 		return sfMain(args, os.Stdout, os.Stderr)
 	}
+	if args, ok := asMpiexec(args); ok {
+		return mpiexecMain(args, os.Stdout, os.Stderr)
+	}
 	app := launcherApp()
 	if len(args) > 1 && isCommand(args[1]) {
 		app = commandsApp()
@@ -126,7 +129,7 @@ func commandsApp() *cli.App {
 			}
 			return sfld.Main(c.Context)
 		}},
-		{Name: "ranks", Hidden: true, Action: func(*cli.Context) error { return ranksMain() }},
+		{Name: "ranks", Hidden: true, Flags: []cli.Flag{&cli.BoolFlag{Name: "stdio"}}, Action: func(c *cli.Context) error { return ranksMain(c.Bool("stdio")) }},
 		{Name: "share", Hidden: true, Action: func(c *cli.Context) error {
 			err := share.Main(c.Context, os.Stdin, os.Stdout, zerolog.Nop())
 			if errors.Is(err, share.ErrReported) {

@@ -24,7 +24,9 @@ import (
 type job struct {
 	options
 	user    caller
-	program string // absolute path
+	program string       // absolute path
+	apps    []launch.App // what runs instead, with its own rules
+	rules   rules        // of mpiexec, whose part this launcher takes; nil for its own
 	id      string
 	lost    chan string
 	begin   time.Time
@@ -45,8 +47,8 @@ func newJob(o options) *job {
 }
 
 // site is where a job runs: on this machine, which starts virtual machines
-// (host.go), or in a virtual machine, which forks itself (inside.go). Its
-// methods are called in this order, each once; close always, once open was well.
+// (host.go), in a virtual machine, which forks itself (inside.go), or without
+// clones (bare.go). Its methods are called in this order, each once; close always, once open was well.
 type site interface {
 	check() error                                                                                    // what can be known to be wrong before anything is made
 	open(ctx context.Context) error                                                                  //
@@ -59,6 +61,9 @@ type site interface {
 // launchJob does what the command is for: ticket, clones, ranks, join.
 func launchJob(ctx context.Context, o options) error {
 	j := newJob(o)
+	if o.noClone {
+		return j.run(ctx, newBare(j, nil))
+	}
 	if vm, ok := findVM(ctx, j); ok {
 		return j.run(ctx, vm)
 	}
@@ -112,17 +117,48 @@ func (j *job) run(ctx context.Context, s site) (err error) {
 	tui.EndStep()
 	run := launch.Job{
 		Name: j.id, User: j.user.User, UCX: j.ucx,
-		Apps:   []launch.App{{Argv: append([]string{j.program}, j.argv[1:]...), Env: j.environment(), Dir: j.dir, Ranks: j.np}},
+		Apps:   j.programs(),
 		Places: places, Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr, Label: j.label,
 		StartLimit: j.startLimit, Signals: j.signals, Lost: j.lost, Spawn: s.spawn,
 		Notice: func(line string) { tui.Notice("%s", line) },
+	}
+	if j.rules != nil {
+		j.rules.adapt(&run)
 	}
 	err = run.Run(ctx)
 	j.phase("ranks ended")
 	if endErr := s.end(ctx); err == nil {
 		err = endErr
 	}
+	if j.rules != nil {
+		return j.rules.conclude(ctx, err)
+	}
 	return verdict(err)
+}
+
+// rules are those of another launcher, whose part this one takes.
+type rules interface {
+	adapt(*launch.Job)                             // before the ranks start
+	conclude(ctx context.Context, err error) error // says what Run's error means, and is what the launcher ends with
+}
+
+// programs are what runs.
+func (j *job) programs() []launch.App {
+	if j.apps != nil {
+		return j.apps
+	}
+	return []launch.App{{Argv: append([]string{j.program}, j.argv[1:]...), Env: j.environment(), Dir: j.dir, Ranks: j.np}}
+}
+
+// files are the programs that run, each once, by their paths.
+func (j *job) files() []string {
+	all := []string{j.program}
+	for _, a := range j.apps {
+		if !slices.Contains(all, a.File) {
+			all = append(all, a.File)
+		}
+	}
+	return all
 }
 
 // verdict is the exit status of a job that ended with err.
@@ -144,17 +180,31 @@ func (j *job) check() (err error) {
 	if j.user, err = findCaller(); err != nil {
 		return err
 	}
-	if j.program, err = findProgram(j.argv[0], j.dir); err != nil {
-		return err
+	if j.apps == nil {
+		if j.program, err = findProgram(j.argv[0], j.dir); err != nil || j.noClone {
+			return err
+		}
+		return recognise(j.argv[0], j.program)
 	}
-	kind, err := guest.Recognise(j.program, os.Getenv("LD_LIBRARY_PATH"))
+	j.program = j.apps[0].File
+	for _, a := range j.apps {
+		if err == nil && !j.noClone {
+			err = recognise(a.Argv[0], a.File)
+		}
+	}
+	return err
+}
+
+// recognise finds out whether clones can run a program that the user calls name.
+func recognise(name, path string) error {
+	kind, err := guest.Recognise(path, os.Getenv("LD_LIBRARY_PATH"))
 	switch {
 	case err != nil:
 		return err
 	case kind == guest.KindScript:
-		return fmt.Errorf("%s is a script, and scripts cannot be launched yet: give the MPI program itself", j.argv[0])
+		return fmt.Errorf("%s is a script, and scripts cannot be launched yet: give the MPI program itself", name)
 	case kind == guest.KindOpenMPI:
-		return guest.OpenMPIError(j.argv[0])
+		return guest.OpenMPIError(name)
 	}
 	return nil
 }
@@ -188,11 +238,16 @@ func (j *job) environment() []string {
 	if os.Getenv("SUDO_UID") != "" && j.user.name != "" {
 		env = append(env, "USER="+j.user.name, "LOGNAME="+j.user.name, "HOME="+j.user.home)
 	}
-	if os.Getenv("HWLOC_COMPONENTS") == "" {
-		// The guest has no display, and not the libraries to look for one.
-		env = append(env, "HWLOC_COMPONENTS=-gl,-opencl")
+	return append(append(env, inGuest()...), j.env...)
+}
+
+// inGuest is what programs have to find in their environment in a clone.
+func inGuest() []string {
+	if os.Getenv("HWLOC_COMPONENTS") != "" {
+		return nil
 	}
-	return append(env, j.env...)
+	// The guest has no display, and not the libraries to look for one.
+	return []string{"HWLOC_COMPONENTS=-gl,-opencl"}
 }
 
 // phase is a line of the -v timeline.

@@ -108,11 +108,31 @@ func (g *group) start(ctx context.Context) error {
 	if g.wire, err = g.newWire(send); err != nil {
 		return err
 	}
+	if g.run.Singleton != "" && g == g.run.groups[0] {
+		return g.adopt(ctx, send)
+	}
 	// Two steps, so that no rank runs before every clone can run its own.
 	if err := g.step(ctx, limit, func(limit context.Context, p Place) error { return g.prepare(ctx, limit, p) }); err != nil {
 		return err
 	}
 	return g.step(ctx, limit, func(limit context.Context, p Place) error { return g.startRanks(limit, p, send) })
+}
+
+// adopt serves a process that runs already.
+func (g *group) adopt(ctx context.Context, send func(event)) error {
+	w, ok := g.wire.(*pmiWire)
+	if !ok {
+		return errors.New("only PMI serves a process that runs already")
+	}
+	g.clones[0] = g.places[0].Name
+	go func() {
+		err := pmi.Singleton(ctx, g.run.Singleton, w.server)
+		if err != nil && !errors.Is(err, pmi.ErrNotFinalized) && ctx.Err() == nil {
+			g.run.Notice(err.Error())
+		}
+		send(event{ended: &ended{rank: 0, state: w.server.RankState(0)}})
+	}()
+	return nil
 }
 
 // step does something in all clones at once. Those that have not answered within
@@ -187,8 +207,11 @@ func (g *group) prepare(ctx, limit context.Context, p Place) error {
 func (g *group) startRanks(ctx context.Context, p Place, send func(event)) error {
 	for _, rank := range p.Ranks {
 		app := g.app(rank)
-		c := agent.Command{ID: g.ids + rank, Argv: app.Argv, Dir: app.Dir, Env: app.Env, User: g.run.User}
+		c := agent.Command{ID: g.ids + rank, Argv: app.Argv, Path: app.File, Dir: app.Dir, Env: app.Env, User: g.run.User}
 		g.wire.command(p, rank, &c)
+		if p.Vary != nil {
+			p.Vary(rank, &c)
+		}
 		proc, err := p.Session.Start(ctx, c)
 		if err != nil {
 			return fmt.Errorf("rank %d on %s: %w", rank, p.Name, err)

@@ -19,15 +19,18 @@ import (
 // Place is a clone and the ranks that it runs.
 type Place struct {
 	Name    string // "clone-1"
-	IP      string
+	IP      string // or a host's name; "" to let ranks find out
 	Session *agent.Session
-	Ranks   []int // consecutive
+	Ranks   []int // in order
+	// Vary, if set, are variables of a rank alone, and where it may run.
+	Vary func(rank int, c *agent.Command)
 }
 
 // App is a program of a job. One with several (MPMD: those that ":" parts on
 // mpiexec's command line) numbers their ranks through, in order.
 type App struct {
-	Argv  []string // the program is an absolute path
+	Argv  []string // the program is an absolute path, if File is not given
+	File  string   // the program's file, if it is called by another name
 	Env   []string
 	Dir   string
 	Path  []string // of a program to be spawned: folders to look for it first
@@ -42,6 +45,12 @@ type Job struct {
 	Wire   Wire
 	UCX    bool // preload UCX's progress into PMI waits
 	Places []Place
+	// Singleton, if set, is the port of a process that runs already, without a
+	// launcher, and is the job's only rank (pmi.Singleton): Apps and Places have
+	// one rank, which is not started.
+	Singleton string
+	// Universe is MPI_UNIVERSE_SIZE: 0 is the number of ranks, less is not known.
+	Universe int
 
 	Stdin          io.Reader // rank 0's; nil is an empty one
 	Stdout, Stderr io.Writer
@@ -67,6 +76,8 @@ type Job struct {
 	StartLimit time.Duration
 	// Signals are forwarded to the ranks.
 	Signals <-chan os.Signal
+	// Interrupted, if set, is called for the first SIGINT instead of a notice.
+	Interrupted func()
 	// Notice is called for what a user should know meanwhile.
 	Notice func(string)
 	// Lost delivers the reasons of clones that are gone.
@@ -278,11 +289,15 @@ func (r *run) forward(sig os.Signal) bool {
 		if r.intCount++; r.intCount > 1 {
 			return true
 		}
-		r.Notice("interrupt sent to the ranks; press Ctrl-C again to end them by force")
+		if r.Interrupted != nil {
+			r.Interrupted()
+		} else {
+			r.Notice("interrupt sent to the ranks; press Ctrl-C again to end them by force")
+		}
 	}
 	for _, g := range r.groups {
 		for _, p := range g.procs {
-			if g.up {
+			if g.up && p != nil {
 				p.Signal(int(n))
 			}
 		}

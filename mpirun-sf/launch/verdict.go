@@ -15,6 +15,7 @@ type Failure struct {
 	Clone  string
 	Status int    // the job's exit status
 	Cause  string // "was killed by signal 11 (segmentation fault)"
+	Abort  *int   // the code of its MPI_Abort, nil if that is not why
 }
 
 func (f *Failure) Error() string {

@@ -46,11 +46,9 @@ type pmiWire struct {
 
 func (g *group) newPMIWire(send func(event)) (wire, error) {
 	np := len(g.procs)
-	var perNode []int
-	for _, p := range g.places {
-		if len(p.Ranks) > 0 {
-			perNode = append(perNode, len(p.Ranks))
-		}
+	universe := g.run.Universe
+	if universe == 0 {
+		universe = len(g.run.groups[0].procs)
 	}
 	var ranks []int
 	for _, a := range g.apps {
@@ -60,14 +58,14 @@ func (g *group) newPMIWire(send func(event)) (wire, error) {
 	if g.spawned != nil {
 		w.group = g.spawned.request.Group(g.kvs(), ranks)
 	}
-	w.group.UniverseSize, w.group.Mapping = len(g.run.groups[0].procs), pmi.Mapping(perNode)
+	w.group.UniverseSize, w.group.Mapping = universe, mapping(g.places, np)
 	if err := w.group.Validate(); err != nil {
 		return nil, err
 	}
 	w.server = pmi.NewServer(w.group, g.run.names, pmi.Events{
 		Init: func(int) { send(event{init: true}) },
 		Abort: func(rank, code int, message string) {
-			send(event{abort: &Failure{Rank: rank, Clone: g.clones[rank], Status: abortStatus(code), Cause: aborted(code, message)}})
+			send(event{abort: &Failure{Rank: rank, Clone: g.clones[rank], Status: abortStatus(code), Cause: aborted(code, message), Abort: &code}})
 		},
 		Spawn: func(q *pmi.SpawnRequest) { send(event{spawn: q}) },
 		Protocol: func(rank int, err error) {
@@ -89,7 +87,9 @@ func (w *pmiWire) prepare(ctx, limit context.Context, p Place) error {
 func (w *pmiWire) command(p Place, rank int, c *agent.Command) {
 	c.PMI = &agent.PMIRank{Group: w.group.KVSName, Rank: rank}
 	c.UCX = w.ucx
-	c.Env = append(c.Env[:len(c.Env):len(c.Env)], "MPIR_CVAR_CH3_INTERFACE_HOSTNAME="+p.IP)
+	if p.IP != "" {
+		c.Env = append(c.Env[:len(c.Env):len(c.Env)], "MPIR_CVAR_CH3_INTERFACE_HOSTNAME="+p.IP)
+	}
 }
 
 func (w *pmiWire) final(rank int) pmi.State {

@@ -122,11 +122,15 @@ func open(t *testing.T, s *Session, id, fd int) io.ReadWriteCloser {
 	return st
 }
 
-// exit waits for a process's end.
+// exit waits for a process's end, of which all but its number is compared.
 func exit(t *testing.T, p *Process) Exit {
 	t.Helper()
 	select {
 	case e := <-p.Exit():
+		if e.Error == "" && e.PID <= 0 {
+			t.Errorf("it was process %d", e.PID)
+		}
+		e.PID = 0
 		return e
 	case <-soon(t).Done():
 		t.Fatal("waited 20 s for the end of a process")

@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -36,7 +37,7 @@ func spawn(cmd Command, stdio [3]io.ReadWriteCloser, extra []*os.File) (*process
 		return nil, errors.New("no program was named")
 	}
 	x := &exec.Cmd{
-		Path: cmd.Argv[0], Args: cmd.Argv, Dir: cmd.Dir, Env: cmd.Env, ExtraFiles: extra,
+		Path: cmp.Or(cmd.Path, cmd.Argv[0]), Args: cmd.Argv, Dir: cmd.Dir, Env: cmd.Env, ExtraFiles: extra,
 		SysProcAttr: &syscall.SysProcAttr{
 			// A session of its own: with autogroup scheduling the agent
 			// would starve beside spinning ranks of its own session.
@@ -45,7 +46,7 @@ func spawn(cmd Command, stdio [3]io.ReadWriteCloser, extra []*os.File) (*process
 	}
 	// A launcher in a VM that is not root serves its own user only, and may not
 	// even set what is set.
-	if os.Geteuid() == 0 || int(cmd.User.UID) != os.Geteuid() {
+	if !cmd.Own && (os.Geteuid() == 0 || int(cmd.User.UID) != os.Geteuid()) {
 		x.SysProcAttr.Credential = &syscall.Credential{Uid: cmd.User.UID, Gid: cmd.User.GID, Groups: cmd.User.Groups}
 	}
 	p := &process{}
@@ -94,7 +95,8 @@ func spawn(cmd Command, stdio [3]io.ReadWriteCloser, extra []*os.File) (*process
 	}
 	var err error
 	p.ended, err = children().start(func() (int, error) {
-		if err := group.start(x.SysProcAttr, x.Start); err != nil {
+		start := func() error { return group.start(x.SysProcAttr, x.Start) }
+		if err := cmd.Bind.start(start); err != nil {
 			return 0, err
 		}
 		return x.Process.Pid, nil
@@ -155,9 +157,9 @@ func (p *process) wait() Exit {
 	ws := <-p.ended
 	p.over.Store(true)
 	if ws.Signaled() {
-		return Exit{Signal: int(ws.Signal()), Core: ws.CoreDump()}
+		return Exit{Signal: int(ws.Signal()), Core: ws.CoreDump(), PID: p.pid}
 	}
-	return Exit{Status: ws.ExitStatus()}
+	return Exit{Status: ws.ExitStatus(), PID: p.pid}
 }
 
 // run starts a process, answers the host, and serves the stream in the

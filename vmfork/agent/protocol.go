@@ -107,12 +107,16 @@ type PMIRank struct {
 type Command struct {
 	ID   int      `json:"id"` // unique in the clone
 	Argv []string `json:"argv"`
+	Path string   `json:"path,omitempty"` // of the program, if that is not Argv[0]
 	Env  []string `json:"env"`
 	Dir  string   `json:"dir"`
 	User User     `json:"user"`
 	PMI  *PMIRank `json:"pmi,omitempty"` // give it a PMI_FD of a proxy of the clone's
 	UCX  bool     `json:"ucx,omitempty"` // preload UCX's progress into PMI waits
 	TTY  *TTY     `json:"tty,omitempty"` // give it a terminal
+	// Own says that User is not looked at, and the process runs as the agent does.
+	Own  bool  `json:"own,omitempty"`
+	Bind *Bind `json:"bind,omitempty"` // to processors
 }
 
 // Stdio is one standard stream (0, 1 or 2) of a process to come. A process
@@ -133,6 +137,7 @@ type Exit struct {
 	Status int    `json:"status"`
 	Signal int    `json:"signal,omitempty"`
 	Core   bool   `json:"core,omitempty"`
+	PID    int    `json:"pid,omitempty"`   // what it was, where it ran
 	Error  string `json:"error,omitempty"` // it was lost rather than ended
 }
 

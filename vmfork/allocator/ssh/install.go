@@ -26,19 +26,20 @@ const (
 )
 
 // script runs on the host, by sh. Its arguments are a mark that begins what it
-// says, the hash and the size of the program, and the program's arguments. It
+// says, the hash and the size of the program, as whom it runs, and the program's
+// arguments. It
 // is one line without exclamation marks, so that any login shell, csh and fish
 // too, leaves it as it is between single quotes. In the order of its parts:
 //
-//   - how to become root;
+//   - how to become root, if it runs as that;
 //   - where the program is: in the user's cache, or if it cannot be run from
 //     there (not writable, mounted noexec, or root may not read it, as on NFS),
 //     in a folder of the user's in /tmp that nobody else could have made;
 //   - if it is not there: take it, under a name that no other host or process
 //     uses, check it, rename it, and remove all but the three newest;
 //   - become the program.
-const script = `mark=$1; hash=$2; size=$3; shift 3; umask 022; cd /; me=$(id -u); as=; ` +
-	`if [ "$me" -ne 0 ]; then as="sudo -n"; sudo -n true || { echo "$mark sudo $(id -un)"; exit 1; }; fi; ` +
+const script = `mark=$1; hash=$2; size=$3; whom=$4; shift 4; umask 022; cd /; me=$(id -u); as=; ` +
+	`if [ "$me" -ne 0 ] && [ "$whom" = root ]; then as="sudo -n"; sudo -n true || { echo "$mark sudo $(id -un)"; exit 1; }; fi; ` +
 	`runs() { if [ -n "$as" ]; then $as test -x "$1"; else test -x "$1"; fi; }; ` +
 	`mine() { if [ -L "$1" ]; then return 1; fi; [ -d "$1" ] && [ -O "$1" ]; }; ` +
 	`found=; room=; ` +
@@ -125,7 +126,7 @@ func quoteAll(words ...string) string {
 // begin runs the script in a session, and takes the program there if it has to.
 // The session is the program afterwards: pid is its number on the host, and out
 // reads what it prints.
-func (b binary) begin(ctx context.Context, c *connection, session *ssh.Session, in io.Writer, stdout io.Reader, args []string) (pid int, out *bufio.Reader, err error) {
+func (b binary) begin(ctx context.Context, c *connection, session *ssh.Session, in io.Writer, stdout io.Reader, whom string, args []string) (pid int, out *bufio.Reader, err error) {
 	w := watch(ctx, c.Client, scriptLimit, "for its login shell")
 	defer w.stop()
 	// What was said meanwhile is not the cause.
@@ -139,7 +140,7 @@ func (b binary) begin(ctx context.Context, c *connection, session *ssh.Session, 
 		return err
 	}
 	mark := rand.Text()
-	line := append([]string{"exec", "/bin/sh", "-c", script, "sh", mark, b.hash, strconv.FormatInt(b.size, 10)}, args...)
+	line := append([]string{"exec", "/bin/sh", "-c", script, "sh", mark, b.hash, strconv.FormatInt(b.size, 10), whom}, args...)
 	if err := session.Start("exec " + quoteAll(line[1:]...)); err != nil {
 		return 0, nil, fmt.Errorf("start a shell: %w", explain(err))
 	}

@@ -16,6 +16,10 @@ import (
 type Config struct {
 	Hosts []hostlist.Host // names are unique
 
+	// AsUser is for programs that do not have to be root: they run as whom the
+	// login is for.
+	AsUser bool
+
 	// Ask asks the user for a passphrase, or whether a host is the right one;
 	// with nil nobody is asked, and what had to be asked is an error. See
 	// [Terminal].
@@ -34,6 +38,7 @@ type Allocation struct {
 	account
 	configuration configuration
 	hosts         []hostlist.Host
+	whom          string // programs run as: "root", or "user"
 	keys          *keyring
 	ask           Asker
 	notice        func(string)
@@ -71,10 +76,13 @@ func newAllocation(c Config, who account, system string) (*Allocation, error) {
 		return nil, err
 	}
 	a := &Allocation{
-		account: who, configuration: configuration, hosts: slices.Clone(c.Hosts),
+		account: who, configuration: configuration, hosts: slices.Clone(c.Hosts), whom: "root",
 		ask: inTurn(c.Ask), notice: c.Notice, stderr: c.Stderr,
 		binaries: binaries{all: map[string]binary{}}, turn: make(chan struct{}, allocator.StartLimit),
 		processes: map[*process]struct{}{}, hops: map[string]*shared{},
+	}
+	if c.AsUser {
+		a.whom = "user"
 	}
 	if a.notice == nil {
 		a.notice = func(string) {}
@@ -179,7 +187,7 @@ func (a *Allocation) run(ctx context.Context, c *connection, b binary, args []st
 	if err != nil {
 		return nil, err
 	}
-	if p.pid, p.out, err = b.begin(ctx, c, session, p.in, stdout, args); err != nil {
+	if p.pid, p.out, err = b.begin(ctx, c, session, p.in, stdout, a.whom, args); err != nil {
 		var root *needsRoot
 		if said := p.tail.String(); said != "" && !errors.Is(err, context.Canceled) {
 			err = fmt.Errorf("%w (it said: %s)", err, oneLine(said))
