@@ -57,6 +57,7 @@ Options:
     --rate RATE          at most so fast, all together: 100mbit
     --parent-ranks       inside a virtual machine: it runs the first ranks itself
     --no-clone           without virtual machines: ranks run on the hosts themselves
+    --via orted          how a program of Open MPI is launched: by its own launcher
     -q                   no lines of mpirun-sf's own but errors
     -v                   a timeline, and bytes fetched by path
     --trace FILE         what took how long on which host, for chrome://tracing
@@ -88,6 +89,7 @@ type options struct {
 	accel         string
 	parentRanks   bool
 	noClone       bool
+	via           string // how an Open MPI program is launched
 	hostOptions
 	trace string       // a file for a trace, "" for none
 	way   *network.Way // out of the private network, nil for none
@@ -105,7 +107,27 @@ func launcherApp() *cli.App {
 	app := baseApp()
 	app.HideVersion = false
 	app.CustomAppHelpTemplate = usage
-	app.Flags = []cli.Flag{
+	app.Flags = launcherFlags()
+	// -v is verbose here, as it is for mpiexec; the library wants it for the version.
+	app.HideVersion = true
+	app.Flags = append(app.Flags, &cli.BoolFlag{Name: "version", Aliases: []string{"V"}})
+	app.Action = func(c *cli.Context) error {
+		if c.Bool("version") {
+			fmt.Println("mpirun-sf", version)
+			return nil
+		}
+		o, err := parseOptions(c)
+		if err != nil {
+			return err
+		}
+		return launchJob(c.Context, o)
+	}
+	return app
+}
+
+// launcherFlags are the options of a job.
+func launcherFlags() []cli.Flag {
+	flags := []cli.Flag{
 		&cli.IntFlag{Name: "np", Aliases: []string{"n"}, Value: 1},
 		&cli.IntFlag{Name: "ppn", Value: 1},
 		&cli.StringFlag{Name: "memory", Value: "512M"},
@@ -125,23 +147,9 @@ func launcherApp() *cli.App {
 		&cli.BoolFlag{Name: "v", Aliases: []string{"verbose"}},
 		&cli.StringFlag{Name: "log-format", Value: "text"},
 		&cli.StringFlag{Name: "trace"},
+		&cli.StringFlag{Name: "via"},
 	}
-	app.Flags = append(append(app.Flags, hostFlags()...), wayFlags()...)
-	// -v is verbose here, as it is for mpiexec; the library wants it for the version.
-	app.HideVersion = true
-	app.Flags = append(app.Flags, &cli.BoolFlag{Name: "version", Aliases: []string{"V"}})
-	app.Action = func(c *cli.Context) error {
-		if c.Bool("version") {
-			fmt.Println("mpirun-sf", version)
-			return nil
-		}
-		o, err := parseOptions(c)
-		if err != nil {
-			return err
-		}
-		return launchJob(c.Context, o)
-	}
-	return app
+	return append(append(flags, hostFlags()...), wayFlags()...)
 }
 
 // normalise turns "-env NAME VALUE", which has two words as in every mpiexec,
@@ -189,7 +197,7 @@ func parseOptions(c *cli.Context) (options, error) {
 		label: c.Bool("l"), image: c.String("image"), accel: c.String("accel"),
 		oversubscribe: c.Bool("oversubscribe"), strict: c.Bool("strict"),
 		startLimit: c.Duration("start-timeout"), env: c.StringSlice("env"),
-		parentRanks: c.Bool("parent-ranks"), noClone: c.Bool("no-clone"),
+		parentRanks: c.Bool("parent-ranks"), noClone: c.Bool("no-clone"), via: c.String("via"),
 		argv: c.Args().Slice(), given: c.LocalFlagNames(),
 	}
 	if err := takeOutputOptions(c); err != nil {
@@ -203,6 +211,9 @@ func parseOptions(c *cli.Context) (options, error) {
 	}
 	if o.ppn < 1 || o.ppn > 255 {
 		return o, fmt.Errorf("-ppn %d: a clone has from 1 to 255 ranks", o.ppn)
+	}
+	if o.via != "" && o.via != viaOrted {
+		return o, fmt.Errorf("--via %s: it is %s", o.via, viaOrted)
 	}
 	o.ppn = min(o.ppn, o.np)
 	return o, parseCommon(c, &o)

@@ -48,7 +48,7 @@ func run(args []string) int {
 	app := launcherApp()
 	if len(args) > 1 && isCommand(args[1]) {
 		app = commandsApp()
-		args = normaliseVM(args)
+		args = normaliseOMPI(normaliseVM(args))
 	} else {
 		args = normalise(app.Flags, args)
 	}
@@ -117,7 +117,7 @@ func strict(commands []*cli.Command) {
 func commandsApp() *cli.App {
 	app := baseApp()
 	app.Commands = []*cli.Command{
-		vmCommand(), imageCommand(), psCommand(), topCommand(), doctorCommand(), cleanCommand(),
+		vmCommand(), ompiCommand(), imageCommand(), psCommand(), topCommand(), doctorCommand(), cleanCommand(),
 		{Name: "sfld", Hidden: true, Flags: append(serviceFlags(), &cli.BoolFlag{Name: "host"}), Action: func(c *cli.Context) error {
 			if done, err := asService(c); done {
 				return err

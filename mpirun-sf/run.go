@@ -32,6 +32,8 @@ type job struct {
 	begin   time.Time
 	ucx     bool
 	phases  []trace.Event // each begins where the one before has ended
+	// instead, if set, is what is done on clones instead of launching ranks there.
+	instead func(ctx context.Context, s site, places []launch.Place) error
 
 	signals chan os.Signal
 	// ready ends what signals do before there are ranks to forward them to. It
@@ -115,6 +117,9 @@ func (j *job) run(ctx context.Context, s site) (err error) {
 		return err
 	}
 	tui.EndStep()
+	if j.instead != nil {
+		return j.finish(ctx, s, j.instead(ctx, s, places))
+	}
 	run := launch.Job{
 		Name: j.id, User: j.user.User, UCX: j.ucx,
 		Apps:   j.programs(),
@@ -125,7 +130,11 @@ func (j *job) run(ctx context.Context, s site) (err error) {
 	if j.rules != nil {
 		j.rules.adapt(&run)
 	}
-	err = run.Run(ctx)
+	return j.finish(ctx, s, run.Run(ctx))
+}
+
+// finish ends the clones of a job whose ranks have ended with err.
+func (j *job) finish(ctx context.Context, s site, err error) error {
 	j.phase("ranks ended")
 	if endErr := s.end(ctx); err == nil {
 		err = endErr
@@ -184,19 +193,19 @@ func (j *job) check() (err error) {
 		if j.program, err = findProgram(j.argv[0], j.dir); err != nil || j.noClone {
 			return err
 		}
-		return recognise(j.argv[0], j.program)
+		return j.recognise(j.argv[0], j.program)
 	}
 	j.program = j.apps[0].File
 	for _, a := range j.apps {
 		if err == nil && !j.noClone {
-			err = recognise(a.Argv[0], a.File)
+			err = j.recognise(a.Argv[0], a.File)
 		}
 	}
 	return err
 }
 
-// recognise finds out whether clones can run a program that the user calls name.
-func recognise(name, path string) error {
+// recognise finds out how clones can run a program that the user calls name.
+func (j *job) recognise(name, path string) error {
 	kind, err := guest.Recognise(path, os.Getenv("LD_LIBRARY_PATH"))
 	switch {
 	case err != nil:
@@ -204,7 +213,9 @@ func recognise(name, path string) error {
 	case kind == guest.KindScript:
 		return fmt.Errorf("%s is a script, and scripts cannot be launched yet: give the MPI program itself", name)
 	case kind == guest.KindOpenMPI:
-		return guest.OpenMPIError(name)
+		return j.chooseOrted()
+	case j.via != "":
+		return fmt.Errorf("--via %s: that is for programs of Open MPI, and %s is a %v", j.via, name, kind)
 	}
 	return nil
 }

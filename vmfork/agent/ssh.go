@@ -21,6 +21,16 @@ import (
 type SSH struct {
 	HostKey        []byte   `json:"host_key"`        // in PEM
 	AuthorizedKeys []string `json:"authorized_keys"` // public keys, one in each line, as in authorized_keys
+	Login          *Login   `json:"login,omitempty"`
+}
+
+// Login is as whom and with what programs run that an SSH client asks for,
+// whatever user it names: as the ranks of a job, of whose user the guest's files
+// may know nothing.
+type Login struct {
+	User User     `json:"user"`
+	Env  []string `json:"env"`
+	Dir  string   `json:"dir"`
 }
 
 // parse reads the keys.
@@ -53,6 +63,9 @@ func (c *clone) ssh(st *stream, r SSH) error {
 		return err
 	}
 	config.Start = startSSH
+	if r.Login != nil {
+		config.Start = r.Login.start
+	}
 	writeLine(st, answer{})
 	sshd.Serve(context.Background(), st, config)
 	return nil
@@ -65,13 +78,25 @@ func startSSH(p sshd.Program) (sshd.Process, error) {
 	if err != nil {
 		return nil, err
 	}
+	return spawnSSH(a.command(p), p)
+}
+
+// start starts what an SSH client asks for with a login of the host's.
+func (l Login) start(p sshd.Program) (sshd.Process, error) {
+	a := account{shell: "/bin/sh", home: l.Dir, User: l.User}
+	c := a.command(p)
+	c.Env, c.Dir = append(l.Env[:len(l.Env):len(l.Env)], p.Env...), l.Dir
+	return spawnSSH(c, p)
+}
+
+func spawnSSH(c Command, p sshd.Program) (sshd.Process, error) {
 	streams := [3]io.ReadWriteCloser{sshStream{p.Stdin, p.Stdout}}
 	if p.Terminal == nil {
 		streams = [3]io.ReadWriteCloser{sshStream{p.Stdin, nil}, sshStream{nil, p.Stdout}, sshStream{nil, p.Stderr}}
 	}
-	started, err := spawn(a.command(p), streams, nil)
+	started, err := spawn(c, streams, nil)
 	if err != nil {
-		return nil, fmt.Errorf("start %s: %w", a.shell, err)
+		return nil, fmt.Errorf("start %s: %w", c.Argv[0], err)
 	}
 	return sshProcess{started}, nil
 }

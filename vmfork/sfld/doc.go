@@ -34,7 +34,8 @@
 //     for the clones to come.
 //  4. [Client.Clone] makes them, all at once (clone.go). [Client.StartVM] makes
 //     one, which is nobody's clone.
-//  5. [Client.Attach] opens streams to the agent of a machine.
+//  5. [Client.Attach] opens streams to the agent of a machine. With [Client.Listen]
+//     machines open connections to the launcher (listen.go).
 //  6. Machines, and the host through [Client.API], call the VM fork API
 //     (calls.go); fork.go is what clone and checkpoint-parent do to a machine that
 //     runs.
@@ -44,7 +45,7 @@
 //
 // A socket pair with yamux on it. One stream carries net/rpc; one the daemon's
 // notices to the launcher (progress, a machine's death); each stream to an agent,
-// and each connection to the API, is one more.
+// each connection to the API, and each from a machine to the launcher is one more.
 //
 // # Locking
 //

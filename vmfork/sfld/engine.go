@@ -50,7 +50,8 @@ type Engine struct {
 	checkpoints map[string]*checkpoint
 	layers      map[slice.ID]*placed // of all generations
 	shares      []*share.Server
-	first       string // the reservation of the first VM, "" before there is one
+	listeners   map[uint16]net.Listener // of the launcher's, by port
+	first       string                  // the reservation of the first VM, "" before there is one
 	closed      bool
 	serial      int // of names
 }
@@ -67,6 +68,7 @@ func newEngine(ctx context.Context, opts Options, notify func(Notice)) (*Engine,
 		plan: network.NewPlan(opts.Job), began: time.Now(),
 		taken: map[int]bool{}, warm: map[int]*warmed{}, machines: map[int]*machine{},
 		grants: map[string]*grant{}, checkpoints: map[string]*checkpoint{}, layers: map[slice.ID]*placed{},
+		listeners: map[uint16]net.Listener{},
 	}
 	var recorded *trace.Collector
 	if opts.Traced {
@@ -181,6 +183,9 @@ func (e *Engine) Close() error {
 	}
 	shares := e.shares
 	e.shares = nil
+	for _, l := range e.listeners {
+		l.Close()
+	}
 	e.mu.Unlock()
 	var errs []error
 	if m := e.connected(); m != nil {

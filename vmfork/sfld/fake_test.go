@@ -300,7 +300,7 @@ func testEngine(t *testing.T) (*Engine, *fakeDriver) {
 		ctx: ctx, opts: Options{Job: jobName(t)}, notify: func(n Notice) { t.Logf("notice: %+v", n) },
 		plan: network.NewPlan(t.Name()), shape: hypervisor.Shape{VCPUs: 2, Memory: 1 << 20}, disk: 1 << 20,
 		taken: map[int]bool{}, warm: map[int]*warmed{}, machines: map[int]*machine{},
-		grants: map[string]*grant{}, checkpoints: map[string]*checkpoint{}, layers: map[slice.ID]*placed{},
+		grants: map[string]*grant{}, checkpoints: map[string]*checkpoint{}, layers: map[slice.ID]*placed{}, listeners: map[uint16]net.Listener{},
 	}
 	must := func(err error) {
 		t.Helper()

@@ -30,6 +30,7 @@ const (
 	streamNotice = 'n'
 	streamAttach = 'a' // a stream to a VM's agent; followed by the VM's number, two bytes, high first
 	streamAPI    = 'f' // the VM fork protocol, with the host's authority
+	streamAccept = 'l' // one connection of a listener (listen.go); followed by its port, two bytes, high first
 )
 
 // Main is the daemon. It returns when the launcher has gone.
@@ -141,6 +142,10 @@ func serve(ctx context.Context, conn net.Conn, opts Options) error {
 				if begin() == nil {
 					engine.serveHost(st)
 				}
+			case streamAccept:
+				if begin() == nil {
+					engine.accept(st)
+				}
 			}
 		})
 	}
@@ -181,3 +186,5 @@ func (f *failed) Share(ShareArgs, *Shared) error            { return f.err }
 func (f *failed) Stage(StageArgs, *Staged) error            { return f.err }
 func (f *failed) Trace(int, *Traced) error                  { return f.err }
 func (f *failed) Counters(int, *Counters) error             { return f.err }
+func (f *failed) Listen(int, *Listening) error              { return f.err }
+func (f *failed) StopListening(uint16, *int) error          { return f.err }
