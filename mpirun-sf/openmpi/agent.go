@@ -27,7 +27,7 @@ func Agent(ctx context.Context, args []string, stdin io.Reader, stdout, stderr i
 	if len(args) < 2 {
 		return 0, errors.New("remote shell agent: it takes a host and a command line")
 	}
-	host := args[0]
+	host, parent := args[0], os.Getppid()
 	secret, err := parseSecret(os.Getenv(SecretVariable))
 	if err != nil {
 		return 0, fmt.Errorf("remote shell agent: %w", err)
@@ -67,7 +67,11 @@ func Agent(ctx context.Context, args []string, stdin io.Reader, stdout, stderr i
 		return fail(err)
 	}
 	session.Stdin, session.Stdout, session.Stderr = stdin, stdout, stderr
-	return status(session.Run(a.Command), host)
+	code, err := status(session.Run(a.Command), host)
+	if err != nil && os.Getppid() != parent {
+		return code, nil // the launcher has ended, and with it the job: there is nobody to tell
+	}
+	return code, err
 }
 
 // login does SSH's handshake.

@@ -30,6 +30,14 @@ func (c commandLine) find(name string) int {
 	return -1
 }
 
+// without takes a parameter away.
+func (c commandLine) without(name string) commandLine {
+	if i := c.find(name); i >= 0 {
+		return slices.Delete(slices.Clone(c), i-2, i+1)
+	}
+	return c
+}
+
 // gives tells whether a parameter whose name ends so is given.
 func (c commandLine) gives(suffix string) bool {
 	for i := 1; i+1 < len(c); i++ {

@@ -38,14 +38,14 @@ var dialects = []struct {
 		launchers: []string{"prterun", "mpirun.openmpi", "mpirun"}, install: "apt install openmpi-bin",
 		parameter: "--prtemca", library: "--mca", uri: "prte_hnp_uri",
 		agent: "plm_ssh_agent", flat: "plm_ssh_no_tree_spawn", attached: "prte_leave_session_attached",
-		networks: "prte_if_include", literal: "prte_do_not_resolve", folder: "prte_remote_tmpdir_base",
+		networks: "prte_if_include", literal: "prte_do_not_resolve", folder: "prte_tmpdir_base",
 		tag: []string{"--output", "tag"},
 	}},
 	{4, dialect{
 		launchers: []string{"orterun", "mpirun.openmpi", "mpirun"}, install: "apt install openmpi-bin",
 		parameter: "--mca", library: "--mca", uri: "orte_hnp_uri",
 		agent: "plm_rsh_agent", flat: "plm_rsh_no_tree_spawn", attached: "orte_leave_session_attached",
-		networks: "oob_tcp_if_include", limit: "orte_startup_timeout", literal: "if_base_do_not_resolve", folder: "orte_remote_tmpdir_base",
+		networks: "oob_tcp_if_include", limit: "orte_startup_timeout", literal: "if_base_do_not_resolve", folder: "orte_tmpdir_base",
 		tag: []string{"--tag-output"},
 	}},
 }

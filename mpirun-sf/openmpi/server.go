@@ -206,6 +206,8 @@ func (s *Server) lead(h hello) (net.Conn, answer, error) {
 		option = d.parameter
 	}
 	c := h.Command.set(option, d.uri, u.at(at, s.job.Network)).set(option, d.networks, network)
+	// Daemons start no others, and an agent that they do not find ends them.
+	c = c.without("plm").without(d.agent)
 	if !c.gives("tmpdir_base") {
 		// TMPDIR may name a folder that clones do not have.
 		c = c.set(option, d.folder, "/tmp")
