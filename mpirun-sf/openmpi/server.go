@@ -44,6 +44,8 @@ const (
 	sshLimit = 60 * time.Second
 	// dialLimit is how long the launcher, on this machine, may take to accept.
 	dialLimit = 10 * time.Second
+	// closeLimit is how long ended connections may take to be gone.
+	closeLimit = 5 * time.Second
 	// maxConnections is how many connections a clone may have at a time. A daemon
 	// has one, and another while it tries again.
 	maxConnections = 4
@@ -117,7 +119,12 @@ func (s *Server) missing() (names []string) {
 // Close ends all connections: to the launcher, all of its daemons are gone.
 func (s *Server) Close() {
 	s.cancel()
-	s.work.Wait()
+	done := make(chan struct{})
+	go func() { s.work.Wait(); close(done) }()
+	select {
+	case <-done:
+	case <-time.After(closeLimit): // what is left ends with this process
+	}
 }
 
 // accept gives each connection to serve, which closes it.
@@ -140,7 +147,7 @@ func (s *Server) accept(l net.Listener, serve func(net.Conn)) {
 			continue
 		}
 		s.work.Go(func() {
-			stop := context.AfterFunc(s.ctx, func() { conn.Close() })
+			stop := context.AfterFunc(s.ctx, func() { hangUp(conn) })
 			defer stop()
 			defer conn.Close()
 			serve(conn)
@@ -164,7 +171,7 @@ func (s *Server) serveAgent(conn net.Conn) {
 		return
 	}
 	defer guest.Close()
-	stop := context.AfterFunc(s.ctx, func() { guest.Close() })
+	stop := context.AfterFunc(s.ctx, func() { hangUp(guest) })
 	defer stop()
 	if writeLine(conn, a) != nil {
 		return
@@ -297,7 +304,7 @@ func (s *Server) serveDaemon(conn net.Conn) {
 		return // the daemon sees its end, and tries again or gives up
 	}
 	defer there.Close()
-	stop := context.AfterFunc(s.ctx, func() { there.Close() })
+	stop := context.AfterFunc(s.ctx, func() { hangUp(there) })
 	defer stop()
 	s.mu.Lock()
 	if !s.met[ip] {
@@ -321,7 +328,15 @@ func join(a, b net.Conn) {
 		}()
 	}
 	<-over
-	a.Close()
-	b.Close()
+	hangUp(a)
+	hangUp(b)
 	<-over
+}
+
+// hangUp ends a connection for who reads from it here, too: a stream of a session
+// that is closed can be read from until its other end, which may be a lost clone,
+// has closed it.
+func hangUp(conn net.Conn) {
+	conn.SetDeadline(time.Unix(1, 0))
+	conn.Close()
 }
