@@ -223,11 +223,25 @@ func allocate(c *cli.Context, out io.Writer) error {
 	}()
 	if vm, ok := findVM(ctx, j); ok {
 		err = j.run(ctx, vm)
-	} else {
+	} else if err = needsOrted(o); err == nil {
 		err = j.run(ctx, newHost(j))
 	}
 	if errors.Is(err, errAskedNoMore) {
 		return nil
+	}
+	return err
+}
+
+// needsOrted tells whether Open MPI's daemons will be in guests that are made for
+// a program.
+func needsOrted(o options) error {
+	program, err := findProgram(o.argv[0], o.dir)
+	if err != nil {
+		return err
+	}
+	kind, err := guest.Recognise(program, os.Getenv("LD_LIBRARY_PATH"))
+	if err == nil && kind != guest.KindOpenMPI {
+		err = fmt.Errorf("ompi allocate: %s is a %v, and a guest for it has no Open MPI: give a program of Open MPI", o.argv[0], kind)
 	}
 	return err
 }
