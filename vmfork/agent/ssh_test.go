@@ -40,7 +40,10 @@ func keyPair(t *testing.T) (private []byte, public string) {
 // sshServer serves SSH clients on loopback as a clone does over its session.
 // It returns the command line of OpenSSH's client, without a command, and what
 // cuts the processes off as in a clone.
-func sshServer(t *testing.T) (client []string, lose func()) {
+func sshServer(t *testing.T) (client []string, lose func()) { return sshServerFor(t, nil) }
+
+// sshServerFor is one whose programs run with a login of the host's.
+func sshServerFor(t *testing.T, login *Login) (client []string, lose func()) {
 	t.Helper()
 	path, err := exec.LookPath("ssh")
 	if err != nil {
@@ -59,7 +62,7 @@ func sshServer(t *testing.T) (client []string, lose func()) {
 			if err != nil {
 				return
 			}
-			go c.ssh(&stream{conn, bufio.NewReader(conn)}, SSH{HostKey: host, AuthorizedKeys: []string{userPublic}})
+			go c.ssh(&stream{conn, bufio.NewReader(conn)}, SSH{HostKey: host, AuthorizedKeys: []string{userPublic}, Login: login})
 		}
 	}()
 	s, err := Dial(mine)
@@ -197,6 +200,25 @@ func TestSSH(t *testing.T) {
 				t.Errorf("got %.300q %q %+v, want %.300q %q %+v", got.out, got.err, got.Exit, c.want.out, c.want.err, c.want.Exit)
 			}
 		})
+	}
+}
+
+// With a login of the host's the user that the client names is nobody, and the
+// program's environment is not what is usual here.
+func TestSSHLogin(t *testing.T) {
+	if !asInit(t) {
+		return
+	}
+	dir := t.TempDir()
+	client, _ := sshServerFor(t, &Login{User: User{UID: 1234, GID: 2345, Groups: []uint32{3456}}, Env: []string{"MINE=it's mine", "PATH=/usr/bin"}, Dir: "/usr"})
+	got := runProgram(t, "", slices.Concat(client, []string{"-l", "stranger", "127.0.0.1", "id -u; id -g; id -G; pwd; echo $MINE $HOME $USER; echo $PATH"})...)
+	want := "1234\n2345\n2345 3456\n/usr\nit's mine\n/usr/bin\n"
+	if got.out != want || got.Exit != (Exit{}) {
+		t.Errorf("it says\n%s%s(%+v), and should say\n%s", got.out, got.err, got.Exit, want)
+	}
+	client, _ = sshServerFor(t, &Login{Dir: filepath.Join(dir, "gone")})
+	if got := runProgram(t, "", slices.Concat(client, []string{"127.0.0.1", "true"})...); got.Status != 126 || !strings.Contains(got.err, "its working directory") {
+		t.Errorf("in a folder that is gone: %+v", got)
 	}
 }
 
