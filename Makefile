@@ -25,7 +25,7 @@ EXAMPLES := $(patsubst examples/%.c,bin/examples/%,$(wildcard examples/*.c examp
 # nothing of it.
 WHOLE     = ./mpirun-sf/e2e
 
-.PHONY: build examples demo test test-all check test-whole test-parts lint bench-launch bench-fork bench-distribution install bindings install-bindings clean deps check-go
+.PHONY: build openmpi-plugin examples demo test test-all check test-whole test-parts lint bench-launch bench-fork bench-distribution install bindings install-bindings clean deps check-go
 .NOTPARALLEL:
 
 build: check-go $(PRELOADS)
@@ -58,6 +58,10 @@ bin/examples/fork/%: examples/fork/%.c vmfork/bindings/c/sf.c vmfork/bindings/c/
 # The VM fork API for C, C++, Fortran, Python and Java.
 bindings install-bindings:
 	$(MAKE) -C vmfork/bindings $(if $(filter install%,$@),install PREFIX=$(PREFIX) DESTDIR=$(DESTDIR))
+
+# Components of Open MPI, so that its own mpirun makes clones.
+openmpi-plugin:
+	$(MAKE) -C openmpi-plugin
 
 demo: deps
 	@$(MAKE) --no-print-directory build examples
@@ -108,10 +112,12 @@ install:
 	install -D -m 644 docs/mpirun-sf.1 $(DESTDIR)$(PREFIX)/share/man/man1/mpirun-sf.1
 	sed 's|/usr/local|$(PREFIX)|g' docs/mpirun-sf.service | \
 		install -D -m 644 /dev/stdin $(DESTDIR)$(PREFIX)/lib/systemd/system/mpirun-sf.service
+	$(if $(wildcard openmpi-plugin/*.so),$(MAKE) -C openmpi-plugin install)
 
 clean:
 	rm -rf bin $(PRELOADS)
 	$(MAKE) -C vmfork/bindings clean
+	$(MAKE) -C openmpi-plugin clean
 
 deps:
 	@.ci/deps

@@ -32,7 +32,6 @@ bool snowflock_parse(char *line, struct snowflock_message *message);
 /* The process. pid is 0 when there is none. */
 struct snowflock_child {
     pid_t pid;
-    int pidfd;  /* becomes readable when it ends, whoever waits for it */
     int input;  /* write end of its stdin: it joins when this closes */
     int output; /* read end of its stdout, non-blocking */
     char *line; /* what has come of a line that has not ended */

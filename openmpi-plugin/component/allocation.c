@@ -18,6 +18,9 @@
 /* More ranks than that are a mistake, and their sum must not overflow. */
 #define MAX_SLOTS 65536
 
+/* How long to wait for a child's end before looking again, in milliseconds. */
+#define LOOK_INTERVAL 10
+
 /* Cuts the next word off a line. NULL if there is none, or not exactly one space behind the one before. */
 static char *word(char **rest)
 {
@@ -143,7 +146,7 @@ int snowflock_start(struct snowflock_child *child, char *const argv[], const cha
     int why = 0;
 
     memset(child, 0, sizeof *child);
-    child->input = child->output = child->pidfd = -1;
+    child->input = child->output = -1;
     if (0 != pipe2(in, O_CLOEXEC) || 0 != pipe2(out, O_CLOEXEC) || 0 != pipe2(result, O_CLOEXEC) ||
         NULL == (child->line = malloc(SNOWFLOCK_LINE)) || 0 != fcntl(out[0], F_SETFL, O_NONBLOCK)) {
         why = errno;
@@ -156,13 +159,6 @@ int snowflock_start(struct snowflock_child *child, char *const argv[], const cha
     }
     if (0 == child->pid) {
         become(argv, dir, in[0], out[1], result[1]);
-    }
-    child->pidfd = (int)syscall(SYS_pidfd_open, child->pid, 0);
-    if (child->pidfd < 0) {
-        why = errno;
-        kill(child->pid, SIGKILL);
-        waitpid(child->pid, NULL, 0);
-        goto failed;
     }
     close_fd(&in[0]);
     close_fd(&out[1]);
@@ -186,7 +182,6 @@ failed:
         close_fd(&out[i]);
         close_fd(&result[i]);
     }
-    close_fd(&child->pidfd);
     free(child->line);
     child->line = NULL;
     child->pid = 0;
@@ -238,39 +233,45 @@ static long milliseconds(void)
     return t.tv_sec * 1000 + t.tv_nsec / 1000000;
 }
 
+/* Whether it has ended. Open MPI waits for any child of its process, so it may have waited for this one, too. */
+static bool ended(pid_t pid)
+{
+    pid_t p;
+    do {
+        p = waitpid(pid, NULL, WNOHANG);
+    } while (p < 0 && EINTR == errno);
+    return 0 != p;
+}
+
 bool snowflock_end(struct snowflock_child *child, int seconds)
 {
-    bool joined = false;
+    bool joined;
 
     if (0 == child->pid) {
         return true;
     }
     close_fd(&child->input);
-    for (long now, end = milliseconds() + 1000L * seconds; !joined && (now = milliseconds()) <= end;) {
-        struct pollfd fds[2] = {{.fd = child->pidfd, .events = POLLIN}, {.fd = child->output, .events = POLLIN}};
-        if (poll(fds, 2, (int)(end - now)) < 0 && EINTR != errno) {
-            break;
-        }
-        joined = 0 != fds[0].revents;
-        if (0 != fds[1].revents) {
+    for (long end = milliseconds() + 1000L * seconds; !(joined = ended(child->pid)) && milliseconds() <= end;) {
+        /* Its end closes its stdout, but a little before it can be waited for. */
+        struct pollfd output = {.fd = child->output, .events = POLLIN};
+        if (poll(&output, 1, LOOK_INTERVAL) > 0) {
             int why = snowflock_read(child, drop, NULL);
-            if (EMSGSIZE == why) {
+            if (EMSGSIZE == why || EBADMSG == why) {
                 child->length = 0;
-            } else if (EAGAIN != why && EBADMSG != why) {
+            } else if (EAGAIN != why) {
                 close_fd(&child->output);
             }
         }
     }
     if (!joined) {
-        syscall(SYS_pidfd_send_signal, child->pidfd, SIGKILL, NULL, 0);
-    }
-    /* Open MPI waits for any child of its process, so it may have waited for this one already. */
-    while (waitpid(child->pid, NULL, 0) < 0 && EINTR == errno) {
+        /* Not waited for, so the number is still this child's. */
+        kill(child->pid, SIGKILL);
+        while (waitpid(child->pid, NULL, 0) < 0 && EINTR == errno) {
+        }
     }
     close_fd(&child->output);
-    close_fd(&child->pidfd);
     free(child->line);
     memset(child, 0, sizeof *child);
-    child->input = child->output = child->pidfd = -1;
+    child->input = child->output = -1;
     return joined;
 }
