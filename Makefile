@@ -25,7 +25,7 @@ EXAMPLES := $(patsubst examples/%.c,bin/examples/%,$(wildcard examples/*.c examp
 # nothing of it.
 WHOLE     = ./mpirun-sf/e2e
 
-.PHONY: build openmpi-plugin examples demo test test-all check test-whole test-parts lint bench-launch bench-fork bench-distribution install bindings install-bindings clean deps check-go
+.PHONY: build openmpi-plugin examples demo test test-all check test-whole test-parts test-mpich lint bench-launch bench-fork bench-distribution bench-mpi install bindings install-bindings clean deps check-go
 .NOTPARALLEL:
 
 build: check-go $(PRELOADS)
@@ -86,6 +86,13 @@ test-parts: check-go $(PRELOADS)
 test-whole: check-go $(PRELOADS)
 	$(GO) test $(AS_ROOT) -count=1 -p 1 -timeout 90m $(WHOLE)
 
+# MPICH's own tests of launchers, on clones and under hydra. The first time it builds MPICH, as
+# the user, which takes some minutes.
+test-mpich: deps
+	@$(MAKE) --no-print-directory build
+	$(GO) run ./benchmarks/mpichsuite -build
+	$(GO) run $(AS_ROOT) ./benchmarks/mpichsuite $(ARGS)
+
 lint: check-go $(PRELOADS)
 	@for script in .ci/* examples/fork/*.sh; do bash -n $$script || exit; done
 	@out=$$("$$($(GO) env GOROOT)/bin/gofmt" -l .) && [ -z "$$out" ] || \
@@ -105,6 +112,10 @@ bench-fork: deps
 bench-distribution: deps
 	@$(MAKE) --no-print-directory build examples
 	$(GO) run $(AS_ROOT) ./benchmarks/distribution $(ARGS)
+
+bench-mpi: deps
+	@$(MAKE) --no-print-directory build examples
+	$(GO) run $(AS_ROOT) ./benchmarks/mpi $(ARGS)
 
 install:
 	install -D -m 755 bin/mpirun-sf $(DESTDIR)$(PREFIX)/bin/mpirun-sf

@@ -1,0 +1,29 @@
+// Command mpichsuite runs the part of MPICH's own test suite that is about launchers, on clones and under MPICH's own
+// launcher, and says where they differ.
+//
+//	make test-mpich                                    # everything, on all sides
+//	make test-mpich ARGS="-run spawn/ -sides clones"   # what is run anew replaces its own results
+//	go run ./benchmarks/mpichsuite -build              # only what needs no root: the source, MPICH, the tests
+//
+// # Flow
+//
+//  1. Debian's source package is fetched by apt, with lists of its own: the machine's configuration of apt is not
+//     touched (source.go).
+//  2. MPICH is built from it for ch3:nemesis, whose MPI_Comm_spawn works, as Debian's own build's does not; and after it
+//     the programs of the folders that are about launchers (build.go). All of that stays in the user's cache, and a later
+//     run finds it there.
+//  3. Each folder's testlist says which programs to run, with how many ranks, and what becomes of it if all is well
+//     (testlist.go).
+//  4. Each entry runs on each side, in the folder that MPICH's own runtests runs it in (run.go), and its output and exit
+//     status are judged by the rules of runtests (verdict.go).
+//  5. What is found replaces the results of the same entries and sides in mpich-suite.json. A table of it is written at the
+//     end of docs/mpich-suite.md (table.go). The exit status is 1 when fewer entries pass on some side than under hydra.
+//
+// # The sides
+//
+//   - hydra: the mpiexec.hydra of the same build, on this machine without clones;
+//   - clones: mpirun-sf, with each rank in a clone of its own.
+//
+// Clones without KVM are slow. A limit of time is that of the testlist on all sides, but may be stretched for clones
+// (-stretch), as runtests has it (MPITEST_TIMEOUT_MULTIPLIER).
+package main
