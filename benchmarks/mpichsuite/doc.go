@@ -7,16 +7,12 @@
 //
 // # Flow
 //
-//  1. Debian's source package is fetched by apt, with lists of its own: the machine's configuration of apt is not
-//     touched (source.go).
-//  2. MPICH is built from it for ch3:nemesis, whose MPI_Comm_spawn works, as Debian's own build's does not; and after it
-//     the programs of the folders that are about launchers (build.go). All of that stays in the user's cache, and a later
-//     run finds it there.
-//  3. Each folder's testlist says which programs to run, with how many ranks, and what becomes of it if all is well
+//  1. MPICH and its tests are built, or found in the cache of the user (benchmarks/mpich).
+//  2. Each folder's testlist says which programs to run, with how many ranks, and what becomes of it if all is well
 //     (testlist.go).
-//  4. Each entry runs on each side, in the folder that MPICH's own runtests runs it in (run.go), and its output and exit
+//  3. Each entry runs on each side, in the folder that MPICH's own runtests runs it in (run.go), and its output and exit
 //     status are judged by the rules of runtests (verdict.go).
-//  5. What is found replaces the results of the same entries and sides in mpich-suite.json. A table of it is written at the
+//  4. What is found replaces the results of the same entries and sides in mpich-suite.json. A table of it is written at the
 //     end of docs/mpich-suite.md (table.go). The exit status is 1 when fewer entries pass on some side than under hydra.
 //
 // # The sides

@@ -18,6 +18,8 @@ import (
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sync/semaphore"
 	"golang.org/x/sys/unix"
+
+	"github.com/mpirun-sf/mpirun-sf/benchmarks/mpich"
 )
 
 // options are the command line.
@@ -72,11 +74,9 @@ func parseOptions() (o options, err error) {
 		return o, errors.New("-runs, -ranks, -jobs and -stretch are at least 1")
 	}
 	if o.cache == "" {
-		own, err := os.UserCacheDir()
-		if err != nil {
-			return o, fmt.Errorf("find the cache: %w: name a folder with -cache", err)
+		if o.cache, err = mpich.DefaultCache(); err != nil {
+			return o, fmt.Errorf("%w: name a folder with -cache", err)
 		}
-		o.cache = filepath.Join(own, "mpirun-sf-mpich")
 	}
 	if o.cache, err = filepath.Abs(o.cache); err != nil {
 		return o, err
@@ -95,16 +95,16 @@ func run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	var of *suite
+	var of *mpich.Build
 	if o.built {
-		of, err = openSuite(o.cache)
+		of, err = mpich.Open(o.cache)
 	} else {
-		of, err = makeSuite(ctx, o.cache, o.jobs)
+		of, err = mpich.Make(ctx, o.cache, o.jobs, progress)
 	}
 	if err != nil || o.buildOnly {
 		return err
 	}
-	entries, err := of.entries()
+	entries, err := entriesOf(of)
 	if err != nil {
 		return err
 	}
@@ -137,9 +137,9 @@ func run(ctx context.Context) error {
 }
 
 // allSides are the launchers that there are.
-func (o options) allSides(of *suite) []side {
+func (o options) allSides(of *mpich.Build) []side {
 	return []side{
-		{name: "hydra", about: "`mpiexec.hydra` of the same build, all ranks on this machine", command: []string{of.mpiexec()}, ranks: "-n", options: true, stretch: 1},
+		{name: "hydra", about: "`mpiexec.hydra` of the same build, all ranks on this machine", command: []string{of.Hydra()}, ranks: "-n", options: true, stretch: 1},
 		{
 			name: "clones", about: "`mpirun-sf`, each rank in a clone of its own", ranks: "-np", own: "mpirun-sf: ", stretch: o.stretch,
 			command: slices.Concat([]string{o.binary, "-q"}, o.cloneFlags),
@@ -148,9 +148,9 @@ func (o options) allSides(of *suite) []side {
 }
 
 // entries are those of all folders.
-func (s *suite) entries() (all []entry, err error) {
-	for _, folder := range folders {
-		f, err := os.Open(filepath.Join(s.folder(folder), "testlist"))
+func entriesOf(of *mpich.Build) (all []entry, err error) {
+	for _, folder := range mpich.Folders {
+		f, err := os.Open(filepath.Join(of.Folder(folder), "testlist"))
 		if err != nil {
 			return nil, fmt.Errorf("find the tests: %w", err)
 		}
@@ -165,7 +165,7 @@ func (s *suite) entries() (all []entry, err error) {
 }
 
 // runAll runs the chosen entries on some sides. Those of few ranks run beside each other, the sides of an entry in turns.
-func (o options) runAll(ctx context.Context, of *suite, entries []entry, sides []side, found *results) error {
+func (o options) runAll(ctx context.Context, of *mpich.Build, entries []entry, sides []side, found *results) error {
 	room := semaphore.NewWeighted(o.ranks)
 	group, ctx := errgroup.WithContext(ctx)
 	var mu sync.Mutex // guards found

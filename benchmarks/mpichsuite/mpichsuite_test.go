@@ -10,6 +10,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/mpirun-sf/mpirun-sf/benchmarks/mpich"
 )
 
 func TestTestlist(t *testing.T) {
@@ -111,15 +113,15 @@ func TestRules(t *testing.T) {
 }
 
 // fakeSuite has a folder with a launcher that is a script.
-func fakeSuite(t *testing.T, launcher string) (*suite, side) {
+func fakeSuite(t *testing.T, launcher string) (*mpich.Build, side) {
 	t.Helper()
-	of := &suite{prefix: t.TempDir(), tests: t.TempDir()}
-	path := filepath.Join(of.prefix, "launcher")
+	of := &mpich.Build{Prefix: t.TempDir(), Tests: t.TempDir()}
+	path := filepath.Join(of.Prefix, "launcher")
 	if err := os.WriteFile(path, []byte("#!/bin/sh\n"+launcher), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	for _, f := range []string{"init", bindingFolder} {
-		if err := os.MkdirAll(of.folder(f), 0o755); err != nil {
+	for _, f := range []string{"init", mpich.BindingFolder} {
+		if err := os.MkdirAll(of.Folder(f), 0o755); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -133,8 +135,8 @@ func TestRunOfAnEntry(t *testing.T) {
 	if err != nil || !o.Passed || o.Runs != 2 || o.Failed != 0 {
 		t.Fatalf("%+v, %v", o, err)
 	}
-	args, err := os.ReadFile(filepath.Join(of.folder("init"), "args"))
-	if want := "-q -np 3 -o ./p a y 60\n" + of.folder("init") + "\n"; err != nil || string(args) != want {
+	args, err := os.ReadFile(filepath.Join(of.Folder("init"), "args"))
+	if want := "-q -np 3 -o ./p a y 60\n" + of.Folder("init") + "\n"; err != nil || string(args) != want {
 		t.Errorf("the launcher was given %q, %v", args, err)
 	}
 }
@@ -160,7 +162,7 @@ func TestRunIsStoppedWithItsContext(t *testing.T) {
 func TestBindingScriptRunsTheSidesLauncher(t *testing.T) {
 	of, s := fakeSuite(t, `echo "$@"`)
 	const script = "for i in 1 2 ; do\n\t/build/bin/mpiexec -bind-to $i -n 16 ./dummy | sort\ndone\n"
-	if err := os.WriteFile(filepath.Join(of.folder(bindingFolder), bindingProgram), []byte(script), 0o755); err != nil {
+	if err := os.WriteFile(filepath.Join(of.Folder(mpich.BindingFolder), bindingProgram), []byte(script), 0o755); err != nil {
 		t.Fatal(err)
 	}
 	got, err := s.bindingScript(of)

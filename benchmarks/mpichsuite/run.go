@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/mpirun-sf/mpirun-sf/benchmarks/mpich"
 )
 
 // side is a launcher, and where it runs the ranks.
@@ -46,7 +48,7 @@ const (
 )
 
 // run runs an entry some times.
-func (s side) run(ctx context.Context, of *suite, e entry, runs int) (o outcome, err error) {
+func (s side) run(ctx context.Context, of *mpich.Build, e entry, runs int) (o outcome, err error) {
 	for range runs {
 		began := time.Now()
 		wrong, err := s.once(ctx, of, e)
@@ -65,13 +67,13 @@ func (s side) run(ctx context.Context, of *suite, e entry, runs int) (o outcome,
 }
 
 // once runs an entry and returns what is wrong with what came of it, or "".
-func (s side) once(ctx context.Context, of *suite, e entry) (wrong string, err error) {
+func (s side) once(ctx context.Context, of *mpich.Build, e entry) (wrong string, err error) {
 	argv := slices.Concat(s.command, []string{s.ranks, fmt.Sprint(e.Ranks)})
 	if s.options {
 		argv = append(argv, e.Options...)
 	}
 	argv = append(append(argv, "./"+e.Program), e.Args...)
-	if e.Folder == bindingFolder {
+	if e.Folder == mpich.BindingFolder {
 		script, err := s.bindingScript(of)
 		if err != nil {
 			return "", err
@@ -82,7 +84,7 @@ func (s side) once(ctx context.Context, of *suite, e entry) (wrong string, err e
 	limited, cancel := context.WithTimeout(ctx, limit+graceOfLauncher)
 	defer cancel()
 	cmd := exec.CommandContext(limited, argv[0], argv[1:]...)
-	cmd.Dir = of.folder(e.Folder)
+	cmd.Dir = of.Folder(e.Folder)
 	cmd.Env = append(append(os.Environ(), e.Env...), fmt.Sprintf("MPIEXEC_TIMEOUT=%d", int(limit.Seconds())))
 	out := &capped{limit: mostOutput}
 	cmd.Stdout, cmd.Stderr = out, out
@@ -128,8 +130,8 @@ func statusOf(p *os.ProcessState) int {
 }
 
 // bindingScript is the script of the folder about bindings, with this side's launcher instead of the build's own.
-func (s side) bindingScript(of *suite) (string, error) {
-	b, err := os.ReadFile(filepath.Join(of.folder(bindingFolder), bindingProgram))
+func (s side) bindingScript(of *mpich.Build) (string, error) {
+	b, err := os.ReadFile(filepath.Join(of.Folder(mpich.BindingFolder), bindingProgram))
 	if err != nil {
 		return "", err
 	}

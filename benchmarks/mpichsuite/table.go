@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"github.com/mpirun-sf/mpirun-sf/benchmarks/figures"
+	"github.com/mpirun-sf/mpirun-sf/benchmarks/mpich"
 )
 
 // results are what mpich-suite.json has.
@@ -29,7 +30,7 @@ type result struct {
 
 // loadResults reads what earlier runs have found of the entries that there are.
 func loadResults(path string, entries []entry) (*results, error) {
-	r := &results{MPICH: version + ", " + strings.TrimPrefix(configured[0], "--with-device="), Machine: figures.New().Machine}
+	r := &results{MPICH: mpich.Version + ", " + mpich.Device, Machine: figures.New().Machine}
 	var before results
 	switch data, err := os.ReadFile(path); {
 	case errors.Is(err, fs.ErrNotExist):

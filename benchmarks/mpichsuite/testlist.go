@@ -8,6 +8,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/mpirun-sf/mpirun-sf/benchmarks/mpich"
 )
 
 // entry is a line of a testlist: a program that is run, and what is expected of it.
@@ -129,5 +131,5 @@ var bindingLine = regexp.MustCompile(`(?m)^\s*(\S+) -bind-to `)
 
 // bindings is the script as an entry. It runs the launcher 400 times.
 func bindings() entry {
-	return entry{Folder: bindingFolder, Program: bindingProgram, Ranks: 16, Limit: 10 * time.Minute}
+	return entry{Folder: mpich.BindingFolder, Program: bindingProgram, Ranks: 16, Limit: 10 * time.Minute}
 }

@@ -1,4 +1,4 @@
-package main
+package mpich
 
 import (
 	"context"
@@ -10,10 +10,10 @@ import (
 	"strings"
 )
 
-// version is that of Debian 12's source package, and upstream the part of it that is MPICH's own.
+// Version is that of Debian 12's source package.
 const (
-	version  = "4.0.2-3"
-	upstream = "4.0.2"
+	Version  = "4.0.2-3"
+	upstream = "4.0.2" // without what Debian adds
 )
 
 // archive is where Debian's source packages are when this machine's own sources name no place.
@@ -52,11 +52,11 @@ func fetchSource(ctx context.Context, dir string) (string, error) {
 	if err := apt("update"); err != nil {
 		return "", err
 	}
-	if err := apt("source", "--download-only", "mpich="+version); err != nil {
+	if err := apt("source", "--download-only", "mpich="+Version); err != nil {
 		return "", err
 	}
 	source := filepath.Join(dir, "mpich-"+upstream)
-	return source, command(ctx, dir, filepath.Join(dir, "unpack.log"), "dpkg-source", "-x", "mpich_"+version+".dsc", source)
+	return source, command(ctx, dir, filepath.Join(dir, "unpack.log"), "dpkg-source", "-x", "mpich_"+Version+".dsc", source)
 }
 
 // places are where this machine fetches Debian 12 from.
