@@ -3,15 +3,11 @@ package main
 import (
 	"bufio"
 	"bytes"
-	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
 	"testing/iotest"
 	"time"
-
-	"github.com/mpirun-sf/mpirun-sf/benchmarks/figures"
 )
 
 func TestClonesReady(t *testing.T) {
@@ -78,53 +74,5 @@ func TestPercentile(t *testing.T) {
 	}
 	if p := percentile(nil, 50); p != 0 {
 		t.Errorf("%v of nothing", p)
-	}
-}
-
-func TestAPartReplacesOnlyItsOwn(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "results", "distribution.json")
-	for _, step := range []struct {
-		part  string
-		names []string
-		note  string
-	}{
-		{"fetch", []string{"a", "old"}, ""},
-		{"bulk", []string{"b"}, "a note"},
-		{"fetch", []string{"a"}, ""},
-	} {
-		r, err := openRecord(path)
-		if err != nil {
-			t.Fatal(err)
-		}
-		r.begin(step.part, step.note)
-		for _, name := range step.names {
-			r.add(name, figures.Median("ms", step.part, []float64{1, 2, 3}))
-		}
-		if err := r.save(); err != nil {
-			t.Fatal(err)
-		}
-	}
-	r, err := openRecord(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if len(r.kept) != 2 || r.kept["a"].Part != "fetch" || r.kept["b"].Part != "bulk" || r.kept["b"].Value != 2 {
-		t.Errorf("the file has %v", r.kept)
-	}
-	if len(r.notes) != 2 || !strings.HasSuffix(r.notes["bulk"], "; a note") {
-		t.Errorf("the file has the notes %q", r.notes)
-	}
-	var table bytes.Buffer
-	if err := r.print(&table, []string{"bulk"}); err != nil {
-		t.Fatal(err)
-	}
-	if s := table.String(); !strings.Contains(s, "\nb ") || strings.Contains(s, "\na ") {
-		t.Errorf("the table of bulk is\n%s", s)
-	}
-	if err := os.WriteFile(path, []byte("{"), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := openRecord(path); err == nil {
-		t.Error("a damaged file was read")
 	}
 }

@@ -169,7 +169,7 @@ func (b *bench) tellFork(samples map[mcdist.Mode]map[int][]forked) {
 		mode   mcdist.Mode
 	}{{"", mcdist.Auto}, {"_multicast", mcdist.Multicast}, {"_unicast", mcdist.Unicast}, {"_tree", mcdist.Tree}} {
 		ratio := func(name, of string, value func(forked) float64) {
-			b.record.add(name, figures.Ratio(of, all(side.mode, 8, value), all(side.mode, 1, value)))
+			b.record.Add(name, figures.Ratio(of, all(side.mode, 8, value), all(side.mode, 1, value)))
 		}
 		where := fmt.Sprintf("%v, %s", side.mode, links)
 		ratio("descriptor"+side.suffix+"_8_over_1_hosts", "time from Export until 8 hosts have "+what+", the first of a job, over the same for 1 host; all hosts share this machine's cores: "+where, first)
@@ -180,13 +180,13 @@ func (b *bench) tellFork(samples map[mcdist.Mode]map[int][]forked) {
 		}
 		for _, k := range forkHosts {
 			at := fmt.Sprintf("%s_%dhosts", side.suffix, k)
-			b.record.add("descriptor_ms"+at, figures.Median("ms", fmt.Sprintf("until %d hosts have the descriptor: %s", k, where), all(side.mode, k, first)))
-			b.record.add("descriptor_again_ms"+at, figures.Median("ms", fmt.Sprintf("until %d hosts have the next descriptor of the job: %s", k, where), all(side.mode, k, again)))
-			b.record.add("working_set_ms"+at, figures.Median("ms", fmt.Sprintf("until %d hosts have the working set, too: %s", k, where), all(side.mode, k, workingSet)))
+			b.record.Add("descriptor_ms"+at, figures.Median("ms", fmt.Sprintf("until %d hosts have the descriptor: %s", k, where), all(side.mode, k, first)))
+			b.record.Add("descriptor_again_ms"+at, figures.Median("ms", fmt.Sprintf("until %d hosts have the next descriptor of the job: %s", k, where), all(side.mode, k, again)))
+			b.record.Add("working_set_ms"+at, figures.Median("ms", fmt.Sprintf("until %d hosts have the working set, too: %s", k, where), all(side.mode, k, workingSet)))
 			if side.mode == mcdist.Auto {
-				b.record.add("descriptor_cpu_ms"+at, figures.Median("ms", fmt.Sprintf("processor time of each of %d hosts for the next descriptor: %s", k, where), all(side.mode, k, func(f forked) float64 { return f.cpu })))
+				b.record.Add("descriptor_cpu_ms"+at, figures.Median("ms", fmt.Sprintf("processor time of each of %d hosts for the next descriptor: %s", k, where), all(side.mode, k, func(f forked) float64 { return f.cpu })))
 			}
-			b.record.add("wire_bytes"+at, figures.Median("bytes", fmt.Sprintf("that the origin's link carried for %d hosts: %s", k, where), all(side.mode, k, bytes)))
+			b.record.Add("wire_bytes"+at, figures.Median("bytes", fmt.Sprintf("that the origin's link carried for %d hosts: %s", k, where), all(side.mode, k, bytes)))
 		}
 	}
 }

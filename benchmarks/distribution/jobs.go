@@ -1,19 +1,18 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"os/exec"
 	"path/filepath"
 	"regexp"
 	"strconv"
 	"strings"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/mpirun-sf/mpirun-sf/benchmarks/figures"
+	"github.com/mpirun-sf/mpirun-sf/benchmarks/jobs"
 	"github.com/mpirun-sf/mpirun-sf/vmfork/testcluster"
 )
 
@@ -31,37 +30,14 @@ func (b *bench) farm(ctx context.Context, n int) (*testcluster.Cluster, error) {
 	return c, nil
 }
 
-// jobOf is mpirun-sf as a user runs it on the first host.
-type jobOf struct {
-	args []string
-	took time.Duration
-	said string // on standard error
-	hung bool
-}
-
-// run runs a job. One that does not end within the time that is given is ended.
-func (b *bench) mpirun(ctx context.Context, c *testcluster.Cluster, within time.Duration, args ...string) (j jobOf, err error) {
-	j.args = args
-	limited, cancel := context.WithTimeout(ctx, within)
-	defer cancel()
-	h := c.Host(0)
-	cmd := h.Command(limited, b.binary, args...)
-	var said bytes.Buffer
-	cmd.Dir, cmd.Stderr, cmd.Env = b.examples, &said, append(h.Environ(), b.environ())
-	cmd.Cancel, cmd.WaitDelay = func() error { return cmd.Process.Signal(unix.SIGTERM) }, 20*time.Second
-	began := time.Now()
-	err = cmd.Run()
-	j.took, j.said = time.Since(began), said.String()
-	switch {
-	case ctx.Err() != nil:
-		return j, ctx.Err()
-	case limited.Err() != nil:
-		j.hung = true
-		return j, nil
-	case err != nil:
-		return j, fmt.Errorf("mpirun-sf %s: %w: %s", strings.Join(args, " "), err, lastLine(j.said))
-	}
-	return j, nil
+// mpirun runs mpirun-sf on the first host.
+func (b *bench) mpirun(ctx context.Context, c *testcluster.Cluster, within time.Duration, args ...string) (jobs.Job, error) {
+	return jobs.Run(ctx, within, func(ctx context.Context) *exec.Cmd {
+		h := c.Host(0)
+		cmd := h.Command(ctx, b.binary, args...)
+		cmd.Dir, cmd.Env = b.examples, append(h.Environ(), b.environ())
+		return cmd
+	})
 }
 
 // hostList is the argument of --hosts for some hosts with so many slots each.
@@ -127,8 +103,8 @@ func (b *bench) ready(ctx context.Context) error {
 				return err
 			}
 			j, err := b.mpirun(ctx, c, limit, "-v", "-np", fmt.Sprint(readyClones), "--hosts", hostList(c.Hosts()[1:1+s.hosts], s.slots), filepath.Join(b.examples, "hello"))
-			if err == nil && j.hung {
-				err = fmt.Errorf("mpirun-sf %s did not end within %v: %s", strings.Join(j.args, " "), limit, lastLine(j.said))
+			if err == nil {
+				err = j.Ended()
 			}
 			if err != nil {
 				return err
@@ -137,25 +113,25 @@ func (b *bench) ready(ctx context.Context) error {
 			if err != nil {
 				return err
 			}
-			running, ready, clones := clonesReady(j.said)
+			running, ready, clones := clonesReady(j.Said)
 			if clones != readyClones {
 				return fmt.Errorf("mpirun-sf -v told of %d clones, not %d", clones, readyClones)
 			}
-			progress("  on %d hosts: ready after %.0f ms, job of %.1f s, %s", s.hosts, ready, j.took.Seconds(), wayLine.FindString(j.said))
-			s.ready, s.running, s.took = append(s.ready, ready), append(s.running, running), append(s.took, j.took.Seconds())
+			progress("  on %d hosts: ready after %.0f ms, job of %.1f s, %s", s.hosts, ready, j.Took.Seconds(), wayLine.FindString(j.Said))
+			s.ready, s.running, s.took = append(s.ready, ready), append(s.running, running), append(s.took, j.Took.Seconds())
 			s.bytes = append(s.bytes, float64(after.SentBytes+after.ReceivedBytes-before.SentBytes-before.ReceivedBytes)/1e6)
 		}
 	}
 	one, eight := sides[0], sides[len(sides)-1]
-	b.record.add("ready_8_over_1_hosts", figures.Ratio("8 clones from a checkpoint until all have their identity, on 8 hosts over on 1, neither of which has the checkpoint; all hosts share this machine's cores", eight.ready, one.ready))
-	b.record.add("job_8_over_1_hosts", figures.Ratio("mpirun-sf -np 8 hello on 8 hosts over on 1, logins included", eight.took, one.took))
-	b.record.add("job_bytes_8_over_1", figures.Ratio("bytes that the link of mpirun-sf's own host carried both ways for mpirun-sf -np 8 hello on 8 other hosts over on 1: memory, disks, shared folders, output", eight.bytes, one.bytes))
+	b.record.Add("ready_8_over_1_hosts", figures.Ratio("8 clones from a checkpoint until all have their identity, on 8 hosts over on 1, neither of which has the checkpoint; all hosts share this machine's cores", eight.ready, one.ready))
+	b.record.Add("job_8_over_1_hosts", figures.Ratio("mpirun-sf -np 8 hello on 8 hosts over on 1, logins included", eight.took, one.took))
+	b.record.Add("job_bytes_8_over_1", figures.Ratio("bytes that the link of mpirun-sf's own host carried both ways for mpirun-sf -np 8 hello on 8 other hosts over on 1: memory, disks, shared folders, output", eight.bytes, one.bytes))
 	for _, s := range sides {
 		at := fmt.Sprintf("_%dhosts", s.hosts)
-		b.record.add("ready_ms"+at, figures.Median("ms", fmt.Sprintf("8 clones on %d hosts, until all have their identity", s.hosts), s.ready))
-		b.record.add("running_ms"+at, figures.Median("ms", fmt.Sprintf("8 clones on %d hosts, until all vCPUs run", s.hosts), s.running))
-		b.record.add("job_s"+at, figures.Median("s", fmt.Sprintf("mpirun-sf -np 8 hello on %d hosts", s.hosts), s.took))
-		b.record.add("job_mb"+at, figures.Median("MB", fmt.Sprintf("that the link of mpirun-sf's own host carried both ways for mpirun-sf -np 8 hello on %d others, all in all", s.hosts), s.bytes))
+		b.record.Add("ready_ms"+at, figures.Median("ms", fmt.Sprintf("8 clones on %d hosts, until all have their identity", s.hosts), s.ready))
+		b.record.Add("running_ms"+at, figures.Median("ms", fmt.Sprintf("8 clones on %d hosts, until all vCPUs run", s.hosts), s.running))
+		b.record.Add("job_s"+at, figures.Median("s", fmt.Sprintf("mpirun-sf -np 8 hello on %d hosts", s.hosts), s.took))
+		b.record.Add("job_mb"+at, figures.Median("MB", fmt.Sprintf("that the link of mpirun-sf's own host carried both ways for mpirun-sf -np 8 hello on %d others, all in all", s.hosts), s.bytes))
 	}
 	return b.plotReady(sides)
 }
@@ -199,7 +175,7 @@ func (b *bench) hang(ctx context.Context) error {
 		return err
 	}
 	defer c.Close()
-	var times, hangs, failures []float64
+	var endings jobs.Endings
 	programs := [][]string{{"hello"}, {"ring"}, {"pi", "1000000"}, {"alltoall"}}
 	for n := range b.jobs {
 		args := []string{"-v", "-np", fmt.Sprint(hangHosts * hangRanks), "--hosts", hostList(c.Hosts(), hangRanks)}
@@ -212,37 +188,20 @@ func (b *bench) hang(ctx context.Context) error {
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
-		hang, failure := 0.0, 0.0
+		endings.Add(j, err)
 		switch {
-		case j.hung:
-			hang = 1
-			progress("mpirun-sf %s did not end within %v; its last lines:\n%s", strings.Join(args, " "), hangLimit, j.said)
+		case j.Hung:
+			progress("mpirun-sf %s did not end within %v; its last lines:\n%s", strings.Join(args, " "), hangLimit, j.Said)
 		case err != nil:
-			failure = 1
 			progress("%v", err)
-		default:
-			times = append(times, j.took.Seconds())
 		}
-		hangs, failures = append(hangs, hang), append(failures, failure)
 		if (n+1)%10 == 0 {
-			progress("%d of %d jobs: %.0f have hung, %.0f have failed", n+1, b.jobs, sum(hangs), sum(failures))
+			progress("of %d jobs %v", b.jobs, &endings)
 		}
 	}
-	what := fmt.Sprintf("of MPICH jobs (hello, ring, pi, alltoall) over %d hosts with %d ranks each, half of them with one clone for both, that", hangHosts, hangRanks)
-	rate := func(values []float64, which string) figures.Figure {
-		f := figures.Median("ratio", what+which, values)
-		f.Value = sum(values) / float64(len(values))
-		return f
-	}
-	b.record.add("hang_rate", rate(hangs, fmt.Sprintf(" did not end within %v", hangLimit)))
-	b.record.add("failure_rate", rate(failures, " ended with an error"))
-	b.record.add("hang_job_s", figures.Median("s", "a job of these, from the command to its end", times))
+	what := fmt.Sprintf("of MPICH jobs (hello, ring, pi, alltoall) over %d hosts with %d ranks each, half of them with one clone for both,", hangHosts, hangRanks)
+	b.record.Add("hang_rate", endings.HangRate(what, hangLimit))
+	b.record.Add("failure_rate", endings.FailureRate(what))
+	b.record.Add("hang_job_s", endings.Took())
 	return nil
-}
-
-func sum(values []float64) (n float64) {
-	for _, v := range values {
-		n += v
-	}
-	return n
 }

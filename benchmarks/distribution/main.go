@@ -11,12 +11,11 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
-	"slices"
-	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/mpirun-sf/mpirun-sf/benchmarks/figures"
 	"github.com/mpirun-sf/mpirun-sf/vmfork/slice"
 )
 
@@ -31,23 +30,29 @@ type bench struct {
 	jobs             int // of the part hang
 	rate             int64
 	forkRate         int64
-	record           *record
+	record           *figures.Record
 }
 
-// part is what can be measured alone.
-type part struct {
-	name    string
-	usual   bool // measured where none is named
-	measure func(*bench, context.Context) error
+// promises are what the specification says of figures.
+var promises = map[string]string{
+	"descriptor_8_over_1_hosts":     "≤ 1.5",
+	"wire_bytes_multicast_8_over_1": "≤ 1.3",
+	"fetch_us_p50_unicast":          "< 400",
+	"rate_over_link":                "≥ 0.8",
+	"loss5_over_loss0":              "≤ 1.5",
+	"over_udpcast":                  "≥ 1",
+	"hang_rate":                     "0",
 }
 
-// parts are all of them, in their order.
-var parts = []part{
-	{"fetch", true, (*bench).fetch},
-	{"bulk", true, (*bench).bulk},
-	{"fork", true, (*bench).fork},
-	{"ready", true, (*bench).ready},
-	{"hang", false, (*bench).hang},
+// parts are all that can be measured, in their order.
+func (b *bench) parts() figures.Parts {
+	return figures.Parts{
+		{Name: "fetch", Usual: true, Measure: b.fetch},
+		{Name: "bulk", Usual: true, Measure: b.bulk},
+		{Name: "fork", Usual: true, Measure: b.fork},
+		{Name: "ready", Usual: true, Measure: b.ready},
+		{Name: "hang", Measure: b.hang},
+	}
 }
 
 func main() {
@@ -69,13 +74,8 @@ func main() {
 
 func run(ctx context.Context) error {
 	b := &bench{warm: map[int]bool{}}
-	var names []string
-	for _, p := range parts {
-		if p.usual {
-			names = append(names, p.name)
-		}
-	}
-	chosen := flag.String("part", strings.Join(names, ","), "what to measure; there is hang too, which takes long")
+	parts := b.parts()
+	chosen := flag.String("part", parts.Usual(), "what to measure; there is hang too, which takes long")
 	note := flag.String("note", "", "what is to be known of this run, for distribution.json")
 	bin := flag.String("bin", "bin", "folder with mpirun-sf and examples/")
 	flag.StringVar(&b.out, "out", "benchmarks/results", "folder for distribution.json and the plots")
@@ -85,11 +85,9 @@ func run(ctx context.Context) error {
 	flag.Int64Var(&b.rate, "rate", 300, "Mbit/s of the links of the part bulk")
 	flag.Int64Var(&b.forkRate, "fork-rate", 200, "Mbit/s of the links of the part fork")
 	flag.Parse()
-	names = strings.Split(*chosen, ",")
-	for _, name := range names {
-		if !slices.ContainsFunc(parts, func(p part) bool { return p.name == name }) {
-			return fmt.Errorf("-part %s: there is no part %q", *chosen, name)
-		}
+	parts, err := parts.Choose(*chosen)
+	if err != nil {
+		return err
 	}
 	if b.rounds < 1 || b.jobs < 1 || b.rate < 1 || b.forkRate < 1 {
 		return errors.New("-rounds, -jobs, -rate and -fork-rate are at least 1")
@@ -109,25 +107,10 @@ func run(ctx context.Context) error {
 	} else if b.cache, err = filepath.Abs(b.cache); err != nil {
 		return err
 	}
-	if b.record, err = openRecord(filepath.Join(b.out, "distribution.json")); err != nil {
+	if b.record, err = figures.OpenRecord(filepath.Join(b.out, "distribution.json"), promises); err != nil {
 		return err
 	}
-	for _, p := range parts {
-		if !slices.Contains(names, p.name) {
-			continue
-		}
-		began := time.Now()
-		b.record.begin(p.name, *note)
-		if err := p.measure(b, ctx); err != nil {
-			return fmt.Errorf("%s: %w", p.name, err)
-		}
-		// Each part is kept, whatever becomes of the next.
-		if err := b.record.save(); err != nil {
-			return err
-		}
-		progress("%s took %v", p.name, time.Since(began).Round(time.Second))
-	}
-	return b.record.print(os.Stdout, names)
+	return b.record.Measure(ctx, parts, *note, progress)
 }
 
 func progress(format string, args ...any) {

@@ -1,4 +1,4 @@
-package main
+package figures
 
 import (
 	"encoding/json"
@@ -12,45 +12,34 @@ import (
 	"slices"
 	"strings"
 	"time"
-
-	"github.com/mpirun-sf/mpirun-sf/benchmarks/figures"
 )
 
-// promises are what the specification says of figures.
-var promises = map[string]string{
-	"descriptor_8_over_1_hosts":     "≤ 1.5",
-	"wire_bytes_multicast_8_over_1": "≤ 1.3",
-	"fetch_us_p50_unicast":          "< 400",
-	"rate_over_link":                "≥ 0.8",
-	"loss5_over_loss0":              "≤ 1.5",
-	"over_udpcast":                  "≥ 1",
-	"hang_rate":                     "0",
-}
-
-// record is the report of all parts, of which one run may measure only some. What the file has of the others stays.
-type record struct {
-	path   string
-	part   string
-	kept   map[string]kept   // figures of the file and of this run
-	notes  map[string]string // by part
-	report *figures.Report   // of this machine
+// Record is the report of a benchmark in parts, of which one run may measure only some. What its file has of the others
+// stays.
+type Record struct {
+	path     string
+	promises map[string]string
+	part     string
+	kept     map[string]kept   // figures of the file and of this run
+	notes    map[string]string // by part
+	report   *Report           // of this machine
 }
 
 // kept is a figure and the part that it belongs to.
 type kept struct {
-	figures.Figure
+	Figure
 	Part string `json:"part"`
 }
 
-// file is distribution.json: the form of all benchmarks, and beside each figure the part that measured it.
+// file is the file of a record: the form of all benchmarks, and beside each figure the part that measured it.
 type file struct {
 	Figures map[string]kept `json:"figures"`
-	Machine figures.Machine `json:"machine"`
+	Machine Machine         `json:"machine"`
 }
 
-// openRecord reads the file at path, if there is one.
-func openRecord(path string) (*record, error) {
-	r := &record{path: path, kept: map[string]kept{}, notes: map[string]string{}, report: figures.New()}
+// OpenRecord reads the file at path, if there is one. promises are what the specification says of figures, by name: "≤ 1.5".
+func OpenRecord(path string, promises map[string]string) (*Record, error) {
+	r := &Record{path: path, promises: promises, kept: map[string]kept{}, notes: map[string]string{}, report: New()}
 	data, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return r, nil
@@ -71,8 +60,8 @@ func openRecord(path string) (*record, error) {
 	return r, nil
 }
 
-// begin begins a part. What the file had of it goes.
-func (r *record) begin(part, note string) {
+// Begin begins a part. What the file had of it goes. note, if not empty, is what is to be known of this run.
+func (r *Record) Begin(part, note string) {
 	r.part = part
 	maps.DeleteFunc(r.kept, func(_ string, k kept) bool { return k.Part == part })
 	load, _ := os.ReadFile("/proc/loadavg")
@@ -83,11 +72,14 @@ func (r *record) begin(part, note string) {
 	}
 }
 
-// add records a figure of the part.
-func (r *record) add(name string, f figures.Figure) { r.kept[name] = kept{f, r.part} }
+// Add records a figure of the part.
+func (r *Record) Add(name string, f Figure) { r.kept[name] = kept{f, r.part} }
 
-// save writes the file.
-func (r *record) save() error {
+// Figure is a figure of the file or of this run, and 0 of one that is in neither.
+func (r *Record) Figure(name string) Figure { return r.kept[name].Figure }
+
+// Save writes the file.
+func (r *Record) Save() error {
 	r.report.Machine.Notes = slices.Sorted(maps.Values(r.notes))
 	data, err := json.MarshalIndent(file{r.kept, r.report.Machine}, "", "  ")
 	if err != nil {
@@ -99,13 +91,13 @@ func (r *record) save() error {
 	return os.WriteFile(r.path, append(data, '\n'), 0o644)
 }
 
-// print writes the table of some parts.
-func (r *record) print(w io.Writer, parts []string) error {
+// Print writes the table of some parts, with what was promised first.
+func (r *Record) Print(w io.Writer, parts []string) error {
 	for _, promised := range []bool{true, false} {
 		for _, name := range slices.Sorted(maps.Keys(r.kept)) {
 			k := r.kept[name]
-			if (promises[name] != "") == promised && slices.Contains(parts, k.Part) {
-				r.report.Add(name, k.Figure, promises[name])
+			if (r.promises[name] != "") == promised && slices.Contains(parts, k.Part) {
+				r.report.Add(name, k.Figure, r.promises[name])
 			}
 		}
 	}
