@@ -4,6 +4,7 @@ import (
 	"context"
 	"flag"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -11,6 +12,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/mpirun-sf/mpirun-sf/benchmarks/clones"
 	"github.com/mpirun-sf/mpirun-sf/benchmarks/figures"
 	"github.com/mpirun-sf/mpirun-sf/vmfork/guest"
 	"github.com/mpirun-sf/mpirun-sf/vmfork/sfld"
@@ -80,6 +82,11 @@ func run(ctx context.Context) error {
 	return b.report.Print(os.Stdout)
 }
 
+// of is so many clones of hello's guest; expect hypervisor processes are started ahead.
+func (b *bench) of(n, expect int) clones.Options {
+	return clones.Options{Binary: b.binary, Cache: b.cache, Accel: b.accel, Program: b.hello, Clones: n, Expect: expect}
+}
+
 func progress(format string, args ...any) {
 	fmt.Fprintf(os.Stderr, "bench-launch: "+format+"\n", args...)
 }
@@ -89,11 +96,11 @@ func ms(d time.Duration) float64 { return d.Seconds() * 1e3 }
 // makeGuest makes the image and the checkpoint, as a first run does.
 func (b *bench) makeGuest(ctx context.Context) error {
 	progress("making the guest image and its checkpoint")
-	h, err := b.begin(ctx, 1, 0)
+	h, err := clones.Begin(ctx, b.of(1, 0))
 	if err != nil {
 		return err
 	}
-	return h.end()
+	return h.End()
 }
 
 // sample are the measurements of one number of clones.
@@ -126,14 +133,14 @@ func (b *bench) cloneAgainstBoot(ctx context.Context) error {
 				s = &sample{}
 				samples[n] = s
 			}
-			h, err := b.begin(ctx, n, 0)
+			h, err := clones.Begin(ctx, b.of(n, 0))
 			if err != nil {
 				progress("%d clones are left out: %v", n, err)
 				continue
 			}
-			c, all, err := h.clone(ctx, h.ticket)
+			c, all, err := h.Clone(ctx, h.Ticket)
 			if err != nil {
-				h.end()
+				h.End()
 				return err
 			}
 			running := time.Duration(0)
@@ -147,7 +154,7 @@ func (b *bench) cloneAgainstBoot(ctx context.Context) error {
 					cpu = append(cpu, ms(t))
 				}
 			}
-			if err := h.end(); err != nil {
+			if err := h.End(); err != nil {
 				return err
 			}
 			if n <= 8 { // all of RAM, n times: more does not fit everywhere
@@ -184,7 +191,7 @@ func (b *bench) coldBoot(ctx context.Context) (time.Duration, error) {
 		return 0, err
 	}
 	defer d.Close()
-	p, err := d.Prepare(ctx, sfld.PrepareArgs{Program: b.hello, VCPUs: 1, Memory: memory, ColdBoot: true})
+	p, err := d.Prepare(ctx, sfld.PrepareArgs{Program: b.hello, VCPUs: 1, Memory: clones.Memory, ColdBoot: true})
 	return p.BootTime, err
 }
 
@@ -192,18 +199,18 @@ func (b *bench) coldBoot(ctx context.Context) (time.Duration, error) {
 func (b *bench) prestarted(ctx context.Context) error {
 	var running []float64
 	for range 2 * b.runs {
-		h, err := b.begin(ctx, 1, 1)
+		h, err := clones.Begin(ctx, b.of(1, 1))
 		if err != nil {
 			return err
 		}
 		time.Sleep(300 * time.Millisecond) // the process starts meanwhile
-		c, _, err := h.clone(ctx, h.ticket)
+		c, _, err := h.Clone(ctx, h.Ticket)
 		if err != nil {
-			h.end()
+			h.End()
 			return err
 		}
 		running = append(running, ms(c.Running[1]))
-		if err := h.end(); err != nil {
+		if err := h.End(); err != nil {
 			return err
 		}
 	}
@@ -215,30 +222,30 @@ func (b *bench) prestarted(ctx context.Context) error {
 func (b *bench) fetching(ctx context.Context) error {
 	var four, next []float64
 	for range b.runs {
-		h, err := b.begin(ctx, 4, 0)
+		h, err := clones.Begin(ctx, b.of(4, 0))
 		if err != nil {
 			return err
 		}
-		bytes, err := b.fetchedByHello(ctx, h, h.ticket)
-		h.end()
+		bytes, err := b.fetchedByHello(ctx, h, h.Ticket)
+		h.End()
 		if err != nil {
 			return err
 		}
-		four = append(four, bytes/memory)
+		four = append(four, bytes/clones.Memory)
 
-		if h, err = b.begin(ctx, 1, 0); err != nil {
+		if h, err = clones.Begin(ctx, b.of(1, 0)); err != nil {
 			return err
 		}
-		first, err := b.fetchedByHello(ctx, h, h.ticket)
+		first, err := b.fetchedByHello(ctx, h, h.Ticket)
 		if err == nil {
 			var more ticket.Ticket
-			if more, err = h.request(ctx, 1); err == nil {
+			if more, err = h.Request(ctx, 1); err == nil {
 				var second float64
 				second, err = b.fetchedByHello(ctx, h, more)
 				next = append(next, (second-first)/first)
 			}
 		}
-		h.end()
+		h.End()
 		if err != nil {
 			return err
 		}
@@ -250,17 +257,17 @@ func (b *bench) fetching(ctx context.Context) error {
 
 // fetchedByHello makes the clones of a ticket, runs hello on them and returns
 // what all of the host's clones have fetched by then.
-func (b *bench) fetchedByHello(ctx context.Context, h *host, t ticket.Ticket) (float64, error) {
-	if _, _, err := h.clone(ctx, t); err != nil {
+func (b *bench) fetchedByHello(ctx context.Context, h *clones.Clones, t ticket.Ticket) (float64, error) {
+	if _, _, err := h.Clone(ctx, t); err != nil {
 		return 0, err
 	}
-	if err := h.connect(ctx, t, b.hello); err != nil {
+	if err := h.Connect(ctx, t, b.hello); err != nil {
 		return 0, err
 	}
-	if _, err := h.run(ctx, b.hello); err != nil {
+	if _, err := h.Run(ctx, io.Discard, b.hello); err != nil {
 		return 0, err
 	}
-	n, err := h.fetched(ctx)
+	n, err := h.Fetched(ctx)
 	return float64(n), err
 }
 
@@ -273,54 +280,36 @@ func (b *bench) command(ctx context.Context, args ...string) (time.Duration, err
 	return time.Since(begin), err
 }
 
-// zeroCost are 4 clones that are there already: warm, since a job ran on them.
-func (b *bench) zeroCost(ctx context.Context) (*host, error) {
-	h, err := b.begin(ctx, 4, 0)
-	if err != nil {
-		return nil, err
-	}
-	if _, _, err = h.clone(ctx, h.ticket); err == nil {
-		if err = h.connect(ctx, h.ticket, b.hello); err == nil {
-			_, err = h.run(ctx, b.hello)
-		}
-	}
-	if err != nil {
-		h.end()
-		return nil, err
-	}
-	return h, nil
-}
-
 // against runs a program in turns on fresh clones, fork and join included, and
 // on zero-cost VMs.
-func (b *bench) against(ctx context.Context, runs int, argv ...string) (clones, warm []float64, err error) {
+func (b *bench) against(ctx context.Context, runs int, argv ...string) (forked, warm []float64, err error) {
 	for run := range runs {
 		progress("%s on clones and on zero-cost VMs, run %d of %d", filepath.Base(argv[0]), run+1, runs)
 		took, err := b.command(ctx, append([]string{"-np", "4"}, argv...)...)
 		if err != nil {
 			return nil, nil, err
 		}
-		clones = append(clones, took.Seconds())
-		h, err := b.zeroCost(ctx)
+		forked = append(forked, took.Seconds())
+		h, err := clones.Warm(ctx, b.of(4, 0))
 		if err != nil {
 			return nil, nil, err
 		}
-		took, err = h.run(ctx, argv...)
-		h.end()
+		took, err = h.Run(ctx, io.Discard, argv...)
+		h.End()
 		if err != nil {
 			return nil, nil, err
 		}
 		warm = append(warm, took.Seconds())
 	}
-	return clones, warm, nil
+	return forked, warm, nil
 }
 
 func (b *bench) helloJob(ctx context.Context) error {
-	clones, warm, err := b.against(ctx, b.runs, b.hello)
+	forked, warm, err := b.against(ctx, b.runs, b.hello)
 	if err != nil {
 		return err
 	}
-	b.report.Add("hello_s", figures.Median("s", "mpirun-sf -np 4 hello, fork and join included", clones), "")
+	b.report.Add("hello_s", figures.Median("s", "mpirun-sf -np 4 hello, fork and join included", forked), "")
 	b.report.Add("hello_zero_cost_s", figures.Median("s", "hello on 4 zero-cost VMs", warm), "")
 	return nil
 }
@@ -331,32 +320,32 @@ func (b *bench) piJob(ctx context.Context) error {
 	}
 	pi := filepath.Join(b.examples, "pi")
 	if b.piIntervals == 0 {
-		h, err := b.zeroCost(ctx)
+		h, err := clones.Warm(ctx, b.of(4, 0))
 		if err != nil {
 			return err
 		}
-		defer h.end()
+		defer h.End()
 		// From two sizes follows what an interval takes, start-up aside.
 		const small, large = 20_000_000, 120_000_000
-		t1, err := h.run(ctx, pi, strconv.Itoa(small))
+		t1, err := h.Run(ctx, io.Discard, pi, strconv.Itoa(small))
 		if err != nil {
 			return err
 		}
-		t2, err := h.run(ctx, pi, strconv.Itoa(large))
+		t2, err := h.Run(ctx, io.Discard, pi, strconv.Itoa(large))
 		if err != nil {
 			return err
 		}
 		each := max((t2-t1).Seconds(), 0.01) / (large - small)
 		b.piIntervals = int64(20 / each)
-		h.end()
+		h.End()
 	}
-	clones, warm, err := b.against(ctx, b.piRuns, pi, strconv.FormatInt(b.piIntervals, 10))
+	forked, warm, err := b.against(ctx, b.piRuns, pi, strconv.FormatInt(b.piIntervals, 10))
 	if err != nil {
 		return err
 	}
-	b.report.Add("pi_s", figures.Median("s", fmt.Sprintf("mpirun-sf -np 4 pi %d, fork and join included", b.piIntervals), clones), "")
+	b.report.Add("pi_s", figures.Median("s", fmt.Sprintf("mpirun-sf -np 4 pi %d, fork and join included", b.piIntervals), forked), "")
 	b.report.Add("pi_zero_cost_s", figures.Median("s", "the same on 4 zero-cost VMs", warm), "")
-	b.report.Add("job_over_zero_cost", figures.Ratio("pi of about 20 s on 4 clones, fork included, over the same on zero-cost VMs", clones, warm), "≤ 1.07")
+	b.report.Add("job_over_zero_cost", figures.Ratio("pi of about 20 s on 4 clones, fork included, over the same on zero-cost VMs", forked, warm), "≤ 1.07")
 	return nil
 }
 

@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/mpirun-sf/mpirun-sf/benchmarks/clones"
 	"github.com/mpirun-sf/mpirun-sf/vmfork/agent"
 	"github.com/mpirun-sf/mpirun-sf/vmfork/guest"
 	"github.com/mpirun-sf/mpirun-sf/vmfork/hypervisor/qemu"
@@ -44,7 +45,7 @@ func startPlain(ctx context.Context, image *guest.Image, extra ...string) (*plai
 	}
 	q := &plainQEMU{control: conns[1], data: conns[2]}
 	q.cmd = exec.Command(qemu.Binary, append([]string{
-		"-M", "microvm", "-accel", "tcg,thread=multi", "-cpu", "max", "-m", fmt.Sprint(memory >> 20),
+		"-M", "microvm", "-accel", "tcg,thread=multi", "-cpu", "max", "-m", fmt.Sprint(clones.Memory >> 20),
 		"-nodefaults", "-no-user-config", "-display", "none",
 		"-chardev", "socket,id=monitor,fd=3", "-mon", "chardev=monitor,mode=control",
 		"-device", "virtio-serial-device",
