@@ -52,9 +52,11 @@ func (p Plot) Save(path string) error {
 		fmt.Fprintf(&b, `<line x1="%d" x2="%d" y1="%.1f" y2="%.1f" stroke="#ddd"/><text x="%d" y="%.1f" text-anchor="end">%g</text>`+"\n",
 			plotLeft, plotWidth-plotRight, y(v), y(v), plotLeft-6, y(v)+4, v)
 	}
-	for v := minX; v <= maxX*1.001; v *= 2 {
-		fmt.Fprintf(&b, `<line x1="%.1f" x2="%.1f" y1="%d" y2="%d" stroke="#eee"/><text x="%.1f" y="%d" text-anchor="middle">%g</text>`+"\n",
-			x(v), x(v), plotTop, plotHeight-plotBottom, x(v), plotHeight-plotBottom+18, v)
+	// Not so many labels that they touch.
+	step := math.Pow(2, max(1, math.Ceil(math.Log2(maxX/minX)/10)))
+	for v := minX; v <= maxX*1.001; v *= step {
+		fmt.Fprintf(&b, `<line x1="%.1f" x2="%.1f" y1="%d" y2="%d" stroke="#eee"/><text x="%.1f" y="%d" text-anchor="middle">%s</text>`+"\n",
+			x(v), x(v), plotTop, plotHeight-plotBottom, x(v), plotHeight-plotBottom+18, binary(v))
 	}
 	fmt.Fprintf(&b, `<text x="%d" y="%d" text-anchor="middle">%s</text>`+"\n", (plotLeft+plotWidth-plotRight)/2, plotHeight-14, escape(p.XLabel))
 	fmt.Fprintf(&b, `<text transform="translate(18 %d) rotate(-90)" text-anchor="middle">%s</text>`+"\n", (plotTop+plotHeight-plotBottom)/2, escape(p.YLabel))
@@ -72,6 +74,19 @@ func (p Plot) Save(path string) error {
 	}
 	b.WriteString("</svg>\n")
 	return os.WriteFile(path, []byte(b.String()), 0o644)
+}
+
+// binary writes 65536 as 64K.
+func binary(v float64) string {
+	for _, unit := range []struct {
+		size float64
+		name string
+	}{{1 << 20, "M"}, {1 << 10, "K"}} {
+		if n := v / unit.size; n >= 1 && n == math.Trunc(n) {
+			return fmt.Sprintf("%g%s", n, unit.name)
+		}
+	}
+	return fmt.Sprintf("%g", v)
 }
 
 func escape(s string) string {

@@ -117,3 +117,8 @@ func sum(values []float64) (n float64) {
 	}
 	return n
 }
+
+// Join adds the jobs of others.
+func (e *Endings) Join(of Endings) {
+	e.hangs, e.failures, e.seconds = append(e.hangs, of.hangs...), append(e.failures, of.failures...), append(e.seconds, of.seconds...)
+}
