@@ -15,12 +15,12 @@ const saidByNetPIPE = `Using no perturbations
 Now starting the main loop
   0:       1 bytes     50 times -->      0.00 Mbps in    4186.54 usec
  11:      64 bytes     50 times -->    761.34 Mbps in       0.64 usec
- 40: 1048576 bytes     20 times -->    500.25 Mbps in   15993.00 usec
+ 36:  262144 bytes     20 times -->    500.25 Mbps in   15993.00 usec
 `
 
 func TestSamplesOfNetPIPE(t *testing.T) {
 	got := samples(saidByNetPIPE)
-	if len(got) != 3 || got[1] != (sample{4186.54, 0}) || got[64] != (sample{0.64, 761.34}) || got[1<<20] != (sample{15993, 500.25}) {
+	if len(got) != 3 || got[1] != (sample{4186.54, 0}) || got[64] != (sample{0.64, 761.34}) || got[256<<10] != (sample{15993, 500.25}) {
 		t.Errorf("%v", got)
 	}
 	p := &pipe{bySize: map[int][]sample{}}
@@ -30,7 +30,7 @@ func TestSamplesOfNetPIPE(t *testing.T) {
 	if p.latency[0] != (4186.54+0.64)/2 || p.throughput[0] != 761.34 || len(p.bySize[64]) != 1 {
 		t.Errorf("%+v", p)
 	}
-	cut := saidByNetPIPE[:strings.Index(saidByNetPIPE, " 40:")]
+	cut := saidByNetPIPE[:strings.Index(saidByNetPIPE, " 36:")]
 	if err := p.add(cut); err == nil || len(p.latency) != 1 {
 		t.Errorf("a run that was cut short was taken: %v", err)
 	}
@@ -73,7 +73,7 @@ func TestPlotsOfNetPIPE(t *testing.T) {
 	}
 	for _, name := range []string{"mpi-latency.svg", "mpi-bandwidth.svg"} {
 		svg, err := os.ReadFile(b.out + "/" + name)
-		if err != nil || !strings.Contains(string(svg), ">1M<") || strings.Contains(string(svg), "NaN") || strings.Contains(string(svg), "Inf") {
+		if err != nil || !strings.Contains(string(svg), ">64K<") || strings.Contains(string(svg), "NaN") || strings.Contains(string(svg), "Inf") {
 			t.Errorf("%s: %v\n%s", name, err, svg)
 		}
 	}

@@ -21,13 +21,15 @@ const (
 	netpipeProgram = "/usr/bin/NPmpich2"
 	// netpipeRepeats of each message size, in each of seven trials.
 	netpipeRepeats = 20
-	netpipeLargest = 1 << 20
+	netpipeLargest = 256 << 10
 	// latencySizes are those messages of which latency is that.
 	latencySizes = 64
 )
 
 // netpipeArguments have NetPIPE measure powers of two and what is halfway, and keep no file.
-var netpipeArguments = []string{"-p", "0", "-n", strconv.Itoa(netpipeRepeats), "-u", strconv.Itoa(netpipeLargest), "-o", "/dev/null"}
+func netpipeArguments(repeats int) []string {
+	return []string{"-p", "0", "-n", strconv.Itoa(repeats), "-u", strconv.Itoa(netpipeLargest), "-o", "/dev/null"}
+}
 
 // sample is what NetPIPE says of a message size.
 type sample struct {
@@ -56,8 +58,8 @@ func (b *bench) netpipe(ctx context.Context) error {
 	if err := os.WriteFile(program, data, 0o755); err != nil {
 		return err
 	}
-	argv := append([]string{program}, netpipeArguments...)
-	if err := b.warmUp(ctx, dir, "-q", "-np", "2", program, "-p", "0", "-n", "1", "-u", "64", "-o", "/dev/null"); err != nil {
+	argv := append([]string{program}, netpipeArguments(netpipeRepeats)...)
+	if err := b.warmUp(ctx, dir, append([]string{"-q", "-np", "2", program}, netpipeArguments(1)...)...); err != nil {
 		return err
 	}
 	fresh, warm := &pipe{bySize: map[int][]sample{}}, &pipe{bySize: map[int][]sample{}}
@@ -69,7 +71,7 @@ func (b *bench) netpipe(ctx context.Context) error {
 		return fresh.add(j.Wrote + j.Said)
 	}
 	onWarm := func() error {
-		c, err := clones.Warm(ctx, clones.Options{Binary: b.binary, Cache: filepath.Join(b.cache, "mpirun-sf"), Program: program, Clones: 2}, netpipeArguments...)
+		c, err := clones.Warm(ctx, clones.Options{Binary: b.binary, Cache: filepath.Join(b.cache, "mpirun-sf"), Program: program, Clones: 2}, netpipeArguments(1)...)
 		if err != nil {
 			return err
 		}
