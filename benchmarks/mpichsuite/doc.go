@@ -18,7 +18,9 @@
 // # The sides
 //
 //   - hydra: the mpiexec.hydra of the same build, on this machine without clones;
-//   - clones: mpirun-sf, with each rank in a clone of its own.
+//   - clones: mpirun-sf under the name mpiexec, which has hydra's options, with each rank in a clone of its own;
+//   - no-clone: the same with --no-clone, on this machine;
+//   - mpirun-sf: mpirun-sf by its own name, which has none of the options that testlists give to mpiexec.
 //
 // Clones without KVM are slow. A limit of time is that of the testlist on all sides, but may be stretched for clones
 // (-stretch), as runtests has it (MPITEST_TIMEOUT_MULTIPLIER).

@@ -25,6 +25,7 @@ import (
 // options are the command line.
 type options struct {
 	binary     string // mpirun-sf
+	mpiexec    string // the same under the name by which it is MPICH's mpiexec
 	cache      string
 	buildOnly  bool
 	built      bool // a build must be there
@@ -54,11 +55,11 @@ func parseOptions() (o options, err error) {
 	flag.BoolVar(&o.built, "built", false, "build nothing: fail where there is no build")
 	flag.IntVar(&o.jobs, "jobs", runtime.NumCPU(), "compilers at once")
 	run := flag.String("run", "", "a regular expression for the entries to run, such as ^spawn/ or ' 2$'; short for some of each kind")
-	sides := flag.String("sides", "hydra,clones", "where to run them")
+	sides := flag.String("sides", "hydra,clones", "where to run them: hydra, clones, no-clone, mpirun-sf")
 	flag.IntVar(&o.runs, "runs", 1, "runs of each entry on each side; it passes if all do")
 	flag.Int64Var(&o.ranks, "ranks", 8, "ranks that may run at once: entries with few run beside each other")
 	flag.Float64Var(&o.stretch, "stretch", 2, "how much longer than its testlist says an entry may take on clones")
-	cloneFlags := flag.String("clone-options", "--memory 256M", "more options for mpirun-sf")
+	cloneFlags := flag.String("clone-options", "--memory 256M", "more options for mpirun-sf on the side of that name")
 	flag.StringVar(&o.out, "out", "benchmarks/results/mpich-suite.json", "file for results; - for none")
 	flag.StringVar(&o.doc, "doc", "docs/mpich-suite.md", "document whose results are replaced; - for none")
 	flag.Parse()
@@ -108,6 +109,15 @@ func run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	links, err := os.MkdirTemp("", "mpirun-sf-mpichsuite-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(links)
+	o.mpiexec = filepath.Join(links, "mpiexec")
+	if err := os.Symlink(o.binary, o.mpiexec); err != nil {
+		return err
+	}
 	all, sides := o.allSides(of), []side(nil)
 	for _, name := range o.sides {
 		i := slices.IndexFunc(all, func(s side) bool { return s.name == name })
@@ -141,11 +151,22 @@ func (o options) allSides(of *mpich.Build) []side {
 	return []side{
 		{name: "hydra", about: "`mpiexec.hydra` of the same build, all ranks on this machine", command: []string{of.Hydra()}, ranks: "-n", options: true, stretch: 1},
 		{
-			name: "clones", about: "`mpirun-sf`, each rank in a clone of its own", ranks: "-np", own: "mpirun-sf: ", stretch: o.stretch,
-			command: slices.Concat([]string{o.binary, "-q"}, o.cloneFlags),
+			name: "clones", about: "mpirun-sf's `mpiexec`, each rank in a clone of its own",
+			command: []string{o.mpiexec}, ranks: "-n", own: own, options: true, stretch: o.stretch,
+		},
+		{
+			name: "no-clone", about: "mpirun-sf's `mpiexec --no-clone`, all ranks on this machine",
+			command: []string{o.mpiexec, "--no-clone"}, ranks: "-n", own: own, options: true, stretch: 1,
+		},
+		{
+			name: "mpirun-sf", about: "`mpirun-sf`, each rank in a clone of its own, without the options that it has not in common with MPICH's `mpiexec`",
+			command: slices.Concat([]string{o.binary, "-q"}, o.cloneFlags), ranks: "-np", own: own, stretch: o.stretch,
 		},
 	}
 }
+
+// own is what mpirun-sf's own lines begin with.
+const own = "mpirun-sf: "
 
 // entries are those of all folders.
 func entriesOf(of *mpich.Build) (all []entry, err error) {
