@@ -45,10 +45,12 @@
 //
 // # Which way
 //
-// An origin decides (way.go). With [Auto] and more than one other host it sends each of them a small block by multicast, and
+// An origin decides (way.go). With [Auto] and more than one other host it sends each of them a small object by multicast, and
 // asks over the streams whether it has come. If it has, at two hosts or more and at half of them or more, it takes
-// multicast; otherwise the tree, for four hosts or more; otherwise unicast. Receivers ask which it is. Until they know they
-// fetch by unicast, so nobody waits for that; an origin that calls [Node.Prepare] early has it decided in time.
+// multicast; otherwise the tree, for four hosts or more; otherwise unicast. Receivers ask which it is, those that were asked
+// whether they hear it at once. Until they know they fetch by unicast, so nobody waits for that; an origin that calls
+// [Node.Prepare] early has it decided in time, and its hosts in the group of its objects, which a switch takes some 20 ms to
+// learn.
 //
 // Five hosts at a switch of 1 Gbit/s (BenchmarkNetwork; this machine has two processors for all of them), 24 MB of blocks,
 // half of which can be compressed, to each of four: 0.50 s and 50 MB sent by the origin by unicast, 0.48 s and 25 MB by

@@ -144,15 +144,22 @@ func (n *Node) receive(origin int, id ID, about about, to []int) (*receipt, erro
 
 // finish fetches an object and wakes those who wait for it. It is kept for a while, for relaying.
 func (n *Node) finish(id ID, r *receipt, to []int) {
-	data, err := n.castObject(r.fetch.ctx, r.fetch.origin, id, r.about.size)
-	if err == nil && sha256.Sum256(data) == r.about.sum {
-		r.data = data
-	} else {
-		r.data = make([]byte, r.about.size)
-		err = r.fetch.whole(to)
+	check := func() error {
+		if sum := sha256.Sum256(r.data); sum != r.about.sum {
+			return fmt.Errorf("what came from host %s has the SHA-256 %x instead of %x", n.name(r.fetch.origin), sum[:4], r.about.sum[:4])
+		}
+		return nil
 	}
-	if sum := sha256.Sum256(r.data); err == nil && sum != r.about.sum {
-		err = fmt.Errorf("what came from host %s has the SHA-256 %x instead of %x", n.name(r.fetch.origin), sum[:4], r.about.sum[:4])
+	data, err := n.castObject(r.fetch.ctx, r.fetch.origin, id, r.about.size)
+	if err == nil {
+		r.data = data
+		err = check()
+	}
+	if err != nil { // it comes without multicast, too
+		r.data = make([]byte, r.about.size)
+		if err = r.fetch.whole(to); err == nil {
+			err = check()
+		}
 	}
 	forget := func() {
 		n.mu.Lock()

@@ -87,7 +87,9 @@ func (n *Node) moved(id ID, host int, err error) {
 func (n *Node) probe(d *distribution) {
 	var id ID
 	copy(id[:], "multicast probe")
-	if err := d.sender.Serve(id, &object{data: make([]byte, 1)}); err != nil {
+	others := n.others(n.config.Self)
+	// An object, so that those who hear it are in the group of all objects when the first descriptor comes.
+	if err := d.sender.Publish(id, make([]byte, 1), others); err != nil {
 		return // the sender was closed, and so was the node
 	}
 	defer d.sender.Withdraw(id)
@@ -97,7 +99,6 @@ func (n *Node) probe(d *distribution) {
 	}
 	ctx, cancel := context.WithTimeout(n.ctx, probePatience)
 	defer cancel()
-	others := n.others(n.config.Self)
 	answers := make(chan bool, len(others))
 	for _, host := range others {
 		go func() {
@@ -159,9 +160,10 @@ func (in *inbound) probed(f *frame) error {
 		if err == nil {
 			ctx, cancel := context.WithTimeout(in.node.ctx, probePatience)
 			defer cancel()
-			err = listen(ctx, r, from, id)
+			_, err = r.Receive(ctx, from, id) // by multicast or not at all
 		}
 		in.node.listens(in.from, err == nil)
+		in.node.wayOf(in.from) // is known when the first descriptor comes, and the lane is there
 		if err != nil {
 			in.write(appendRefuse(nil, number, refuseDeaf, err.Error()))
 			return
@@ -172,20 +174,6 @@ func (in *inbound) probed(f *frame) error {
 	}
 	return nil
 }
-
-// listen gets the one block of the probe. Bulk comes by multicast or not at all.
-func listen(ctx context.Context, r *multicast.Receiver, from multicast.Origin, id ID) error {
-	f, err := r.Open(ctx, from, id, 1, probeSink{})
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	return f.Prefetch(ctx, blocksOf(span{0, 1}))
-}
-
-type probeSink struct{}
-
-func (probeSink) Arrive([]byte, int64) error { return nil }
 
 // listens remembers whether an origin's multicast is heard here.
 func (n *Node) listens(origin int, hears bool) {

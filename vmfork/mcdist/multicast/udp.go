@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -65,12 +66,8 @@ func (udp) room(local netip.Addr) (int, error) {
 }
 
 func (udp) unicast(local netip.Addr) (socket, error) {
-	i, err := interfaceOf(local)
-	if err != nil {
-		return nil, err
-	}
 	s, err := openUDP(netip.AddrPortFrom(local, 0), func(fd int) error {
-		if err := unix.SetsockoptIPMreqn(fd, unix.IPPROTO_IP, unix.IP_MULTICAST_IF, &unix.IPMreqn{Ifindex: int32(i.Index)}); err != nil {
+		if err := unix.SetsockoptIPMreqn(fd, unix.IPPROTO_IP, unix.IP_MULTICAST_IF, &unix.IPMreqn{Address: local.As4()}); err != nil {
 			return fmt.Errorf("choose the interface for multicast: %w", err)
 		}
 		// To the hosts on this network. One that is on the same machine, in a test, hears it too.
@@ -93,11 +90,8 @@ func (udp) unicast(local netip.Addr) (socket, error) {
 }
 
 func (udp) join(local netip.Addr, group netip.AddrPort) (socket, error) {
-	i, err := interfaceOf(local)
-	if err != nil {
-		return nil, err
-	}
-	m := &unix.IPMreqn{Multiaddr: group.Addr().As4(), Ifindex: int32(i.Index)}
+	// The kernel finds the interface by its address, sooner than it could be asked for all that there are.
+	m := &unix.IPMreqn{Multiaddr: group.Addr().As4(), Address: local.As4()}
 	s, err := openUDP(group, func(fd int) error {
 		if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1); err != nil {
 			return fmt.Errorf("share the port: %w", err)
@@ -107,7 +101,7 @@ func (udp) join(local netip.Addr, group netip.AddrPort) (socket, error) {
 			return fmt.Errorf("hear this group alone: %w", err)
 		}
 		if err := unix.SetsockoptIPMreqn(fd, unix.IPPROTO_IP, unix.IP_ADD_MEMBERSHIP, m); err != nil {
-			return fmt.Errorf("join on interface %s: %w", i.Name, err)
+			return fmt.Errorf("join on the interface of %s: %w", local, err)
 		}
 		return nil
 	})
@@ -123,7 +117,7 @@ type udpSocket struct {
 	batch   *ipv4.PacketConn
 	local   netip.AddrPort
 	whole   atomic.Bool // the kernel does not cut trains for us
-	buffers []ipv4.Message
+	buffers *readBuffers
 
 	membership *unix.IPMreqn // of a group's socket
 }
@@ -214,17 +208,28 @@ func segmentMessage(size int) []byte {
 // readBatch is how many trains, or packets, are received by one call.
 const readBatch = 6
 
+// readBuffers are what they are received into. A descriptor's group is left as soon as it has come, and to clear as much
+// memory again for the next would take longer than to receive it.
+type readBuffers [readBatch]ipv4.Message
+
+var allReadBuffers = sync.Pool{New: func() any {
+	b := new(readBuffers)
+	for i := range b {
+		b[i].Buffers = [][]byte{make([]byte, 1<<16)}
+		b[i].OOB = make([]byte, unix.CmsgSpace(4)+unix.CmsgSpace(16))
+	}
+	return b
+}}
+
 func (s *udpSocket) receive(take func(p []byte, from netip.AddrPort, at time.Time)) error {
 	if s.buffers == nil {
-		s.buffers = make([]ipv4.Message, readBatch)
-		for i := range s.buffers {
-			s.buffers[i].Buffers = [][]byte{make([]byte, 1<<16)}
-			s.buffers[i].OOB = make([]byte, unix.CmsgSpace(4)+unix.CmsgSpace(16))
-		}
+		s.buffers = allReadBuffers.Get().(*readBuffers)
 	}
-	n, err := s.batch.ReadBatch(s.buffers, 0)
+	n, err := s.batch.ReadBatch(s.buffers[:], 0)
 	if err != nil {
 		if errors.Is(err, net.ErrClosed) {
+			allReadBuffers.Put(s.buffers)
+			s.buffers = nil
 			return net.ErrClosed
 		}
 		return fmt.Errorf("receive on %s: %w", s.local, err)
