@@ -291,8 +291,18 @@ func FuzzServeRank(f *testing.F) {
 	f.Add([]byte(hello + "\ncmd=put key=a value=b\ncmd=barrier_in\ncmd=get key=a\ncmd=get key=b\ncmd=finalize\n"))
 	f.Add([]byte(hello + "\nmcmd=spawn\ntotspawns=1\nendcmd\ncmd=abort exitcode=x\n"))
 	f.Add([]byte("cmd=abort exitcode=7 message=\x1b[2J\n" + hello + "\n" + hello + "\n"))
+	f.Add([]byte("cmd=init pmi_version=2 pmi_subversion=0\n38    cmd=fullinit;pmirank=0;threaded=FALSE;14    cmd=kvs-fence;" +
+		"38    cmd=info-getnodeattr;key=k;wait=TRUE;13    cmd=finalize;"))
+	f.Add([]byte("cmd=initack pmiid=1\n" + hello + "\ncmd=create_kvs\ncmd=put kvsname=kvs_7_0.0 key=a value=b\ncmd=destroy_kvs kvsname=kvs_7_0.0\n" +
+		"cmd=getbyidx idx=0\ncmd=barrier_in group=NODE:1\ncmd=publish_name service=a port=b\ncmd=lookup_name service=a\n"))
 	f.Fuzz(func(t *testing.T, input []byte) {
 		j := newJob(t, 1, 1)
+		go func() { // a launcher that has no room
+			for r := range j.spawns {
+				r.Answer("", nil, errors.New("no room"))
+			}
+		}()
+		defer close(j.spawns)
 		go func() { _, _ = io.Copy(io.Discard, j.ranks[0].conn) }() // the rank reads whatever comes
 		_, _ = j.ranks[0].conn.Write(input)
 		j.ranks[0].conn.Close()
