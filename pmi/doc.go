@@ -22,7 +22,7 @@
 //	put, create_kvs, destroy_kvs      kvs-put                   accepted by the proxy; goes up with the next barrier
 //	get                               kvs-get                   from the cache; asks the server for what is not there
 //	getbyidx                                                    from the cache
-//	barrier_in                        kvs-fence                 one message up when all local members are in, with what
+//	barrier_in                        kvs-fence, ring           one message up when all local members are in, with what
 //	                                                            was put; one down when all are in, with what is new. A
 //	                                                            barrier of one clone's ranks does not leave it
 //	                                  info-putnodeattr,         kept by the proxy, for the ranks of its clone

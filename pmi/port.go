@@ -108,8 +108,8 @@ func (q request) identity() (int, error) {
 }
 
 // Absent says that a rank's process has ended. One that never connected to the port counts as closed from then on; the
-// connection of one that did ends by itself.
-func (p *Proxy) Absent(rank int) error {
+// connection of one that did ends by itself. ctx bounds the wait for Run to have begun.
+func (p *Proxy) Absent(ctx context.Context, rank int) error {
 	s, err := p.claim(rank)
 	if err != nil {
 		return nil // it has been served
@@ -118,6 +118,8 @@ func (p *Proxy) Absent(rank int) error {
 	case <-p.ready:
 	case <-p.done:
 		return p.lost()
+	case <-ctx.Done():
+		return fmt.Errorf("tell that rank %d never connected: waiting for the stream to the launcher: %w", rank, context.Cause(ctx))
 	}
 	return p.close(s)
 }

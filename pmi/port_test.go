@@ -108,10 +108,10 @@ func TestPort(t *testing.T) {
 	d.report("already served")
 	c.finalize()
 	// The other rank was no MPI program.
-	if err := d.proxy.Absent(0); err != nil {
+	if err := d.proxy.Absent(t.Context(), 0); err != nil {
 		t.Error(err)
 	}
-	if err := d.proxy.Absent(1); err != nil { // it did connect
+	if err := d.proxy.Absent(t.Context(), 1); err != nil { // it did connect
 		t.Error(err)
 	}
 	if err := within(t, d.run); err != nil {

@@ -110,6 +110,7 @@ type conversation struct {
 
 	blocks []request // of a PMI-1 spawn that is not complete
 	spaces int       // key-value spaces made
+	rings  int       // begun
 }
 
 // read is the reader.

@@ -37,6 +37,8 @@ func (c *conversation) handlePacket(ctx context.Context, q request) error {
 		return c.packetGet(ctx, q)
 	case "kvs-fence":
 		return c.enter(world, func() { c.done(q) })
+	case "ring":
+		return c.ring(q)
 	case "info-getjobattr":
 		return c.jobAttr(ctx, q)
 	case "info-putnodeattr":
@@ -125,6 +127,29 @@ func (c *conversation) packetGet(ctx context.Context, q request) error {
 	}
 	c.answer(q, value, found)
 	return nil
+}
+
+// ring is an addition of Slurm's: all ranks meet, and each hears what its neighbours brought. It is made of puts and a
+// barrier. Two sets of keys do: a third ring cannot begin while anybody still reads of the first.
+func (c *conversation) ring(q request) error {
+	rank, size := c.slot.rank, c.proxy.group.Size
+	key := func(rank int, side string) string {
+		return fmt.Sprintf("PMIX_Ring-%d-%d-%s", c.rings%2, (rank+size)%size, side)
+	}
+	left, right := key(rank-1, "right"), key(rank+1, "left")
+	for _, side := range []string{"left", "right"} {
+		value, _ := q.get("ring-" + side)
+		if err := c.store("", key(rank, side), value, maxStored); err != nil {
+			c.refuse(q, err.Error())
+			return &badInput{err}
+		}
+	}
+	c.rings++
+	return c.enter(world+":ring", func() {
+		l, _ := c.proxy.lookup(left)
+		r, _ := c.proxy.lookup(right)
+		c.done(q, Pair{"ring-count", strconv.Itoa(rank)}, Pair{"ring-left", l}, Pair{"ring-right", r})
+	})
 }
 
 // jobAttr answers what the launcher knows of the job; what it has preput counts as such.

@@ -67,6 +67,20 @@ static void all(const char *job)
     must(PMI2_KVS_Fence(), "fourth fence");
     if (!PMI2_Nameserv_lookup("ocean model", NULL, got, sizeof got))
         printf("rank %d: found what was unpublished\n", rank);
+
+    for (int turn = 0; turn < 5; turn++) {
+        char left[64], right[64], want[64];
+        int at, of;
+
+        snprintf(value, sizeof value, "rank %d in turn %d", rank, turn);
+        must(PMIX_Ring(value, &at, &of, left, right, sizeof left), "ring");
+        snprintf(want, sizeof want, "rank %d in turn %d", (rank + size - 1) % size, turn);
+        if (at != rank || of != size || strcmp(left, want))
+            printf("rank %d: ring %d of %d, left %s\n", rank, at, of, left);
+        snprintf(want, sizeof want, "rank %d in turn %d", (rank + 1) % size, turn);
+        if (strcmp(right, want))
+            printf("rank %d: right %s\n", rank, right);
+    }
 }
 
 static void spawn(const char *self)
