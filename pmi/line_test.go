@@ -91,6 +91,7 @@ func FuzzRequestReader(f *testing.F) {
 	f.Add([]byte("cmd= =\x00\n"))
 	f.Add([]byte("cmd=init pmi_version=2 pmi_subversion=0\n38    cmd=fullinit;pmirank=0;threaded=FALSE;    13cmd=finalize;"))
 	f.Add([]byte("19    cmd=kvs-put;key=a;;;"))
+	f.Add([]byte("43    cmd=fullinit;pmirank=0;threaded=TRUE;\x00=;\nab19    cmd=finalize;;x=\x00\x00;"))
 	f.Fuzz(func(t *testing.T, input []byte) {
 		rr := newRequestReader(strings.NewReader(string(input)))
 		for {

@@ -12,6 +12,10 @@ import (
 // "cmd=name;key=value;...", in which a ";" of a value is doubled. A client with threads marks its requests with thrid=,
 // and finds the answer by it.
 
+//
+// MPICH's own client, up to 4.0, counts the length's six bytes in, and sends as many bytes more, of what happened to be in
+// its memory. Slurm's, and MPICH's from 4.1 on, do not. Its first packet tells which one it is.
+
 // lengthSize is how many bytes a packet's length has.
 const lengthSize = 6
 
@@ -94,9 +98,22 @@ func (rr *requestReader) nextPacket() (request, error) {
 		}
 		return request{}, err
 	}
+	exact := body
+	if n > lengthSize {
+		exact = body[:n-lengthSize]
+	}
+	if rr.padded {
+		body = exact
+	}
 	q, err := parsePacket(string(body))
+	if err != nil && !rr.known {
+		if padded, paddedErr := parsePacket(string(exact)); paddedErr == nil {
+			q, err, rr.padded = padded, nil, true
+		}
+	}
 	if err != nil {
 		return request{}, &badInput{err}
 	}
+	rr.known = true
 	return q, nil
 }

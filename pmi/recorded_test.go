@@ -20,13 +20,14 @@ import (
 //	                                    a group of RANKS, EACH of them on every clone
 //	singleton NAME                      a group of one, which has asked for a launcher
 //	spawned GROUP NAME EACH MAPPING     the group that a rank of group number GROUP has asked for; it is answered
-//	GROUP.RANK > REQUEST                what a rank sends; a request that begins with a digit has no line end
+//	GROUP.RANK > REQUEST                what a rank sends; a request that begins with a digit has no line end, and one in
+//	                                    quotes is written as in Go
 //	GROUP.RANK < ANSWER                 what it hears next
 //
 // Groups are numbered as they come.
 func TestRecorded(t *testing.T) {
 	files, err := filepath.Glob(filepath.Join("testdata", "recorded", "*.txt"))
-	if err != nil || len(files) < 3 {
+	if err != nil || len(files) < 4 {
 		t.Fatalf("%d recorded conversations, %v", len(files), err)
 	}
 	for _, name := range files {
@@ -99,6 +100,12 @@ func (r *replay) say(who, what string) error {
 	}
 	c := r.groups[group].ranks[rank]
 	direction, text, _ := strings.Cut(what, " ")
+	if strings.HasPrefix(text, `"`) {
+		var err error
+		if text, err = strconv.Unquote(text); err != nil {
+			return err
+		}
+	}
 	packet := text != "" && (text[0] == ' ' || text[0] >= '0' && text[0] <= '9')
 	switch {
 	case direction == ">" && packet:

@@ -88,11 +88,13 @@ func (l *link) write(answer []byte) {
 
 // requestReader reads a rank's requests off its connection.
 type requestReader struct {
-	r *bufio.Reader
+	r      *bufio.Reader
+	known  bool // whether packets are padded: see nextPacket
+	padded bool
 }
 
 func newRequestReader(r io.Reader) *requestReader {
-	return &requestReader{bufio.NewReaderSize(r, maxLine)}
+	return &requestReader{r: bufio.NewReaderSize(r, maxLine)}
 }
 
 // next returns the next request. io.EOF is the end of the stream between two requests; any other end is an error. The first
@@ -106,6 +108,7 @@ func (rr *requestReader) next() (request, error) {
 	if first[0] == ' ' || first[0] >= '0' && first[0] <= '9' {
 		return rr.nextPacket()
 	}
+	rr.known, rr.padded = false, false // an init: another client begins
 	return rr.nextLine()
 }
 

@@ -56,6 +56,36 @@ func FuzzParsePacket(f *testing.F) {
 	})
 }
 
+// MPICH's client up to 4.0 sends six bytes more than a message has, of whatever was there before.
+func TestPaddedPackets(t *testing.T) {
+	j := newJob(t, 1, 1)
+	c := j.ranks[0]
+	padded := func(body, rest, want string) {
+		t.Helper()
+		if c.packet(body + rest); len(rest) != lengthSize {
+			t.Fatalf("%q is no padding", rest)
+		}
+		if got := c.hearPacket(); !strings.HasPrefix(got, want) {
+			t.Errorf("%q answered %q, want %q", body, got, want)
+		}
+	}
+	for range 2 { // and again, for a further program on the same connection
+		c.expect("cmd=init pmi_version=2 pmi_subversion=0", "cmd=response_to_init pmi_version=2 pmi_subversion=0 rc=0")
+		padded("cmd=fullinit;pmirank=0;threaded=TRUE;", "\x00\xff\n=;x", "cmd=fullinit-response;")
+		padded("cmd=kvs-put;key=a;value=1;", ";b=cd;", "cmd=kvs-put-response;rc=0;")
+		padded("cmd=kvs-put;key=b;value=2;", "key=x;", "cmd=kvs-put-response;rc=0;")
+		padded("cmd=kvs-get;jobid=kvs_7;key=a;", "\x00;;;;;", "cmd=kvs-get-response;found=TRUE;value=1;rc=0;")
+		padded("cmd=kvs-fence;", "thrid=", "cmd=kvs-fence-response;rc=0;")
+		padded("cmd=finalize;", "123456", "cmd=finalize-response;rc=0;")
+		// One that sends what it says may come next.
+		c.init2("")
+		c.expectPacket("cmd=kvs-get;key=b;", "cmd=kvs-get-response;found=TRUE;value=2;rc=0;")
+		c.expectPacket("cmd=finalize;", "cmd=finalize-response;rc=0;")
+	}
+	c.conn.Close()
+	j.finish()
+}
+
 // A group of clients of both versions: one KVS, one barrier.
 func TestVersionsTogether(t *testing.T) {
 	j := startJob(t, NewNames(), 2, Group{Size: 4, KVSName: "kvs_7", UniverseSize: 12, Apps: []int{2, 2}, Spawner: "kvs_6", Mapping: "(vector,(0,2,2))"})
