@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strconv"
 	"strings"
 )
 
@@ -284,15 +283,15 @@ func (c *conversation) lineSpawn(ctx context.Context, q request) error {
 	c.blocks = nil
 	var apps []SpawnApp
 	for _, block := range blocks {
-		a, err := block.spawnApp()
+		a, err := lineWords.app(block.values())
 		if err != nil {
 			return &badInput{err}
 		}
 		apps = append(apps, a)
 	}
-	preput, err := numbered(blocks[0].values(), "preput_num", "preput_key_", "preput_val_")
+	preput, err := lineWords.preput(blocks[0].values()) // the same in all
 	if err != nil {
-		return &badInput{fmt.Errorf("spawn: %w", err)}
+		return &badInput{err}
 	}
 	_, errcodes, refused, err := c.spawn(ctx, apps, preput)
 	if err != nil {
@@ -311,80 +310,4 @@ func (c *conversation) lineSpawn(ctx context.Context, q request) error {
 		c.link.line("%s", answer)
 	}
 	return nil
-}
-
-// values are the request's fields as a map: there may be thousands.
-func (q request) values() map[string]string {
-	m := make(map[string]string, len(q.fields))
-	for _, f := range q.fields {
-		m[f.Key] = f.Value
-	}
-	return m
-}
-
-// spawnApp reads the program that one block of a PMI-1 spawn describes.
-func (q request) spawnApp() (SpawnApp, error) {
-	ranks, err := q.number("nprocs")
-	if err != nil {
-		return SpawnApp{}, err
-	}
-	values := q.values()
-	a := SpawnApp{Argv: []string{values["execname"]}, Ranks: ranks}
-	args, err := count(values, "argcnt")
-	if err != nil {
-		return SpawnApp{}, err
-	}
-	for i := 1; i <= args; i++ {
-		arg, ok := values["arg"+strconv.Itoa(i)]
-		if !ok {
-			return SpawnApp{}, fmt.Errorf("spawn of %d arguments without arg%d", args, i)
-		}
-		a.Argv = append(a.Argv, arg)
-	}
-	if a.Info, err = numbered(values, "info_num", "info_key_", "info_val_"); err != nil {
-		return SpawnApp{}, fmt.Errorf("spawn: %w", err)
-	}
-	return a, nil
-}
-
-// count reads how many of something there are; none if it does not say.
-func count(values map[string]string, key string) (int, error) {
-	text, ok := values[key]
-	if !ok {
-		return 0, nil
-	}
-	n, err := strconv.ParseUint(text, 10, 20)
-	if err != nil {
-		return 0, fmt.Errorf("%s=%q: not a number of things", key, clip(text))
-	}
-	return int(n), nil
-}
-
-// numbered reads pairs that are numbered from 0.
-func numbered(values map[string]string, number, key, value string) ([]Pair, error) {
-	n, err := count(values, number)
-	if err != nil {
-		return nil, err
-	}
-	var pairs []Pair
-	for i := range n {
-		k, ok := values[key+strconv.Itoa(i)]
-		if !ok {
-			return nil, fmt.Errorf("%s=%d without %s%d", number, n, key, i)
-		}
-		pairs = append(pairs, Pair{k, values[value+strconv.Itoa(i)]})
-	}
-	return pairs, nil
-}
-
-// joinCodes writes error codes; all of them 0 is what clients take for granted.
-func joinCodes(codes []int) string {
-	if !slices.ContainsFunc(codes, func(c int) bool { return c != 0 }) {
-		return ""
-	}
-	words := make([]string, len(codes))
-	for i, c := range codes {
-		words[i] = strconv.Itoa(c)
-	}
-	return strings.Join(words, ",")
 }

@@ -121,6 +121,11 @@ func (c *conversation) packetGet(ctx context.Context, q request) error {
 		c.answer(q, "", false)
 		return nil
 	}
+	return c.answerKey(ctx, q, key)
+}
+
+// answerKey tells the value of a key of the KVS.
+func (c *conversation) answerKey(ctx context.Context, q request, key string) error {
 	value, found, err := c.fetch(ctx, key)
 	if err != nil {
 		return err
@@ -167,12 +172,7 @@ func (c *conversation) jobAttr(ctx context.Context, q request) error {
 		c.answer(q, "t", true)
 		return nil
 	}
-	value, found, err := c.fetch(ctx, key)
-	if err != nil {
-		return err
-	}
-	c.answer(q, value, found)
-	return nil
+	return c.answerKey(ctx, q, key)
 }
 
 // nodeAttr answers with a node attribute; with wait it is awaited, while the rank's other threads go on.
@@ -252,48 +252,24 @@ func (c *conversation) packetSpawn(ctx context.Context, q request) error {
 
 // spawnPacket reads a PMI-2 spawn: what is common, and then a part for each program, which subcmd begins.
 func (q request) spawnPacket() (apps []SpawnApp, preput []Pair, err error) {
-	part := map[string]string{}
-	end := func() error {
-		command, isApp := part["subcmd"]
-		if !isApp {
-			preput, err = numbered(part, "preputcount", "ppkey", "ppval")
-			return err
+	parts := [][]Pair{nil}
+	for _, f := range q.fields[1:] {
+		if f.Key == packetWords.program {
+			parts = append(parts, nil)
 		}
-		a := SpawnApp{Argv: []string{command}}
-		if a.Ranks, err = count(part, "maxprocs"); err != nil {
-			return err
-		}
-		args, err := count(part, "argc")
+		last := len(parts) - 1
+		parts[last] = append(parts[last], f)
+	}
+	for _, part := range parts[1:] {
+		a, err := packetWords.app(request{fields: part}.values())
 		if err != nil {
-			return err
-		}
-		for i := range args {
-			arg, ok := part["argv"+strconv.Itoa(i)]
-			if !ok {
-				return fmt.Errorf("%d arguments without argv%d", args, i)
-			}
-			a.Argv = append(a.Argv, arg)
-		}
-		if a.Info, err = numbered(part, "infokeycount", "infokey", "infoval"); err != nil {
-			return err
+			return nil, nil, err
 		}
 		apps = append(apps, a)
-		return nil
-	}
-	for _, f := range q.fields[1:] {
-		if f.Key == "subcmd" {
-			if err := end(); err != nil {
-				return nil, nil, fmt.Errorf("spawn: %w", err)
-			}
-			part = map[string]string{}
-		}
-		part[f.Key] = f.Value
-	}
-	if err := end(); err != nil {
-		return nil, nil, fmt.Errorf("spawn: %w", err)
 	}
 	if n, err := q.number("ncmds"); err != nil || n != len(apps) {
 		return nil, nil, fmt.Errorf("spawn of %d programs that says otherwise in ncmds", len(apps))
 	}
-	return apps, preput, nil
+	preput, err = packetWords.preput(request{fields: parts[0]}.values())
+	return apps, preput, err
 }
