@@ -193,19 +193,33 @@ func (j *job) check() (err error) {
 		if j.program, err = findProgram(j.argv[0], j.dir); err != nil || j.noClone {
 			return err
 		}
-		return j.recognise(j.argv[0], j.program)
+		return j.choose()
 	}
 	j.program = j.apps[0].File
 	for _, a := range j.apps {
 		if err == nil && !j.noClone {
-			err = j.recognise(a.Argv[0], a.File)
+			err = recognise(a.Argv[0], a.File)
 		}
 	}
 	return err
 }
 
-// recognise finds out how clones can run a program that the user calls name.
-func (j *job) recognise(name, path string) error {
+// choose finds out how the job's program is launched.
+func (j *job) choose() error {
+	kind, err := guest.Recognise(j.program, os.Getenv("LD_LIBRARY_PATH"))
+	switch {
+	case err != nil:
+		return err
+	case kind == guest.KindOpenMPI:
+		return j.chooseOrted()
+	case j.via != "":
+		return fmt.Errorf("--via %s: that is for programs of Open MPI, and %s is a %v", j.via, j.argv[0], kind)
+	}
+	return recognise(j.argv[0], j.program)
+}
+
+// recognise finds out whether clones can run a program that the user calls name.
+func recognise(name, path string) error {
 	kind, err := guest.Recognise(path, os.Getenv("LD_LIBRARY_PATH"))
 	switch {
 	case err != nil:
@@ -213,9 +227,7 @@ func (j *job) recognise(name, path string) error {
 	case kind == guest.KindScript:
 		return fmt.Errorf("%s is a script, and scripts cannot be launched yet: give the MPI program itself", name)
 	case kind == guest.KindOpenMPI:
-		return j.chooseOrted()
-	case j.via != "":
-		return fmt.Errorf("--via %s: that is for programs of Open MPI, and %s is a %v", j.via, name, kind)
+		return guest.OpenMPIError(name)
 	}
 	return nil
 }
