@@ -247,7 +247,7 @@ func needsOrted(o options) error {
 }
 
 // errAskedNoMore says that who wanted clones is gone.
-var errAskedNoMore = errors.New("Open MPI's launcher has ended")
+var errAskedNoMore = errors.New("the launcher of Open MPI has ended")
 
 // serveAllocation serves a launcher until that is gone.
 func (j *job) serveAllocation(ctx context.Context, s site, places []launch.Place, out io.Writer) error {

@@ -122,7 +122,7 @@ func (b *buffered) Read(p []byte) (int, error) { return b.in.Read(p) }
 func AgentCommand(program string, args ...string) (string, error) {
 	words := append([]string{program}, args...)
 	if slices.ContainsFunc(words, func(w string) bool { return strings.ContainsAny(w, " \t\n:,\"") }) {
-		return "", fmt.Errorf("Open MPI cannot start %q: put mpirun-sf where the path has no blanks, colons, commas or quotes", program)
+		return "", fmt.Errorf("the path %q cannot be told to Open MPI: put mpirun-sf where it has no blanks, colons, commas or quotes", program)
 	}
 	return strings.Join(words, " "), nil
 }

@@ -57,7 +57,7 @@ func dialectOf(v Version) (dialect, error) {
 			return d.dialect, nil
 		}
 	}
-	return dialect{}, fmt.Errorf("Open MPI %v is too old: 4.0 or later is needed", v)
+	return dialect{}, fmt.Errorf("version %v of Open MPI is too old: 4.0 or later is needed", v)
 }
 
 // Version is a version of Open MPI.

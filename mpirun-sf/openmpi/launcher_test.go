@@ -92,7 +92,7 @@ func TestFind(t *testing.T) {
 	t.Setenv("PATH", "/nowhere")
 	for text, want := range map[string]string{
 		"echo HYDRA":                       "is no version of Open MPI",
-		"echo 'mpirun (Open MPI) 1.10.7'":  "1.10.7 is too old",
+		"echo 'mpirun (Open MPI) 1.10.7'":  "version 1.10.7 of Open MPI is too old",
 		"echo broken library >&2; exit 99": "exit status 99: broken library",
 	} {
 		write(text)

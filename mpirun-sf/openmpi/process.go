@@ -102,7 +102,7 @@ func (s *Server) Run(ctx context.Context, p Process) (status int, err error) {
 		ws := exit.Sys().(syscall.WaitStatus)
 		if ws.Signaled() {
 			r.tidy()
-			return 128 + int(ws.Signal()), fmt.Errorf("Open MPI's launcher %s was killed by signal %d", p.Path, ws.Signal())
+			return 128 + int(ws.Signal()), fmt.Errorf("the launcher of Open MPI, %s, was killed by signal %d", p.Path, ws.Signal())
 		}
 		return exit.ExitCode(), r.verdict(exit.ExitCode())
 	case err != nil:
