@@ -55,13 +55,9 @@ func (j *job) chooseOrted() error {
 
 // findOrterun finds the launcher that goes with a program's library.
 func findOrterun(program string) (openmpi.Launcher, error) {
-	files, err := guest.Closure(program, os.Getenv("LD_LIBRARY_PATH"))
+	libraries, err := guest.Libraries(program, os.Getenv("LD_LIBRARY_PATH"))
 	if err != nil {
 		return openmpi.Launcher{}, err
-	}
-	var libraries []string
-	for _, f := range files.Files {
-		libraries = append(libraries, f.Path)
 	}
 	return openmpi.Find(context.Background(), libraries)
 }

@@ -23,7 +23,7 @@ type Launcher struct {
 const versionLimit = 20 * time.Second
 
 // Find finds the launcher that belongs to a library of Open MPI's, or else one
-// on PATH. libraries are the files of the program's closure.
+// on PATH. libraries are those that the program is linked with.
 func Find(ctx context.Context, libraries []string) (Launcher, error) {
 	var candidates []string
 	for _, lib := range libraries {

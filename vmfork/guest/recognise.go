@@ -74,6 +74,23 @@ func Recognise(path, libraryPath string) (Kind, error) {
 	return KindDynamic, nil
 }
 
+// Libraries are the paths of the libraries that a program is linked with, as the
+// dynamic linker would find them. libraryPath is as for [Recognise].
+func Libraries(path, libraryPath string) (paths []string, err error) {
+	o, err := readProgram(path)
+	if err != nil || o == nil {
+		return nil, err
+	}
+	set := newLinker(libraryPath).set()
+	if missing := set.resolve(o); len(missing) > 0 {
+		return nil, fmt.Errorf("%s: install it, or name its folder in LD_LIBRARY_PATH", missing[0])
+	}
+	for _, lib := range set.loaded {
+		paths = append(paths, lib.path)
+	}
+	return paths, nil
+}
+
 // mpiKind finds an MPI library among names like "libmpich.so.12", 0 if none is.
 func mpiKind(names []string) Kind {
 	kind := Kind(0)

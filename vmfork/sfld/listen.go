@@ -77,6 +77,9 @@ func (e *Engine) accept(st *yamux.Stream) {
 	if err != nil {
 		return
 	}
+	// A machine that is gone does not end its connections.
+	stop := context.AfterFunc(e.ctx, func() { conn.Close() })
+	defer stop()
 	from := conn.RemoteAddr().(*net.TCPAddr).AddrPort()
 	ip := from.Addr().Unmap().As4()
 	if _, err := st.Write(append(ip[:], byte(from.Port()>>8), byte(from.Port()))); err != nil {

@@ -40,10 +40,17 @@ func inNetworkOf(t *testing.T, c *Client, address string) (conn net.Conn, err er
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		runtime.LockOSThread() // and the thread ends with the goroutine
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
+		home, failed := os.Open("/proc/thread-self/ns/net")
+		if err = failed; err != nil {
+			return
+		}
+		defer home.Close()
 		if err = unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET); err != nil {
 			return
 		}
+		defer unix.Setns(int(home.Fd()), unix.CLONE_NEWNET)
 		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 		defer cancel()
 		conn, err = new(net.Dialer).DialContext(ctx, "tcp4", address)
@@ -113,5 +120,31 @@ func TestListen(t *testing.T) {
 	}
 	if err := l.Close(); err != nil {
 		t.Errorf("to close twice: %v", err)
+	}
+}
+
+// A machine that is gone ends no connection: the job's end does not wait for that.
+func TestListenToTheLost(t *testing.T) {
+	c := startDaemon(t)
+	l, err := c.Listen(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	there, err := inNetworkOf(t, c, l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer there.Close()
+	conn, err := l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	conn.Close()
+	begin := time.Now()
+	if err := c.Close(); err != nil {
+		t.Error(err)
+	}
+	if took := time.Since(begin); took > 5*time.Second {
+		t.Errorf("the end took %v", took)
 	}
 }
