@@ -47,8 +47,9 @@ func (j *job) chooseOrted() error {
 	if err != nil {
 		return err
 	}
+	j.orterun = l
 	if j.instead == nil {
-		j.instead = func(ctx context.Context, s site, places []launch.Place) error { return j.runOrterun(ctx, s, places, l) }
+		j.instead = j.runOrterun
 	}
 	return nil
 }
@@ -110,7 +111,8 @@ func agentCommand() (string, error) {
 }
 
 // runOrterun runs the job's program by Open MPI's launcher.
-func (j *job) runOrterun(ctx context.Context, s site, places []launch.Place, l openmpi.Launcher) error {
+func (j *job) runOrterun(ctx context.Context, s site, places []launch.Place) error {
+	l := j.orterun
 	command, err := agentCommand()
 	if err != nil {
 		return err
@@ -251,9 +253,11 @@ func (j *job) serveAllocation(ctx context.Context, s site, places []launch.Place
 	if err != nil {
 		return err
 	}
-	l, err := findOrterun(j.program)
-	if err != nil {
-		return err
+	l := j.orterun
+	if l.Path == "" { // the program is not itself one of Open MPI
+		if l, err = findOrterun(j.program); err != nil {
+			return err
+		}
 	}
 	server, o, err := j.serveOrted(ctx, s, places)
 	if err != nil {

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/mpirun-sf/mpirun-sf/mpirun-sf/launch"
+	"github.com/mpirun-sf/mpirun-sf/mpirun-sf/openmpi"
 	"github.com/mpirun-sf/mpirun-sf/vmfork/guest"
 	"github.com/mpirun-sf/mpirun-sf/vmfork/trace"
 )
@@ -34,6 +35,7 @@ type job struct {
 	phases  []trace.Event // each begins where the one before has ended
 	// instead, if set, is what is done on clones instead of launching ranks there.
 	instead func(ctx context.Context, s site, places []launch.Place) error
+	orterun openmpi.Launcher // what a program of Open MPI is launched by
 
 	signals chan os.Signal
 	// ready ends what signals do before there are ranks to forward them to. It
