@@ -41,6 +41,14 @@
 // instead of any. After ready there may be an error, when a clone is lost: its orted's connection has been closed by
 // then, so orterun notices too, and the process goes on until its stdin closes. Progress is told on stderr.
 //
+// In a virtual machine the fork copies the launcher, too. Its copies in the clones wait for what is said here, and hear
+// neither a line nor an end as long as they live; they must not give up by themselves, for a script may go on after them.
+//
 // The parameters are plm_rsh_agent, plm_rsh_no_tree_spawn and such that are about how orterun launches; what orted
 // needs is put into its command line by the agent.
+//
+// # Locking
+//
+// [Server].mu guards who has connected, and nothing waits under it. One goroutine serves each connection, and ends it
+// for both of its ends when the server's context ends.
 package openmpi
