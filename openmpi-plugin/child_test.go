@@ -2,25 +2,32 @@ package plugin
 
 import (
 	"bufio"
+	"fmt"
 	"io"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 )
 
-// harness builds the program that uses the component's half of the protocol.
-func harness(t testing.TB) string {
-	t.Helper()
-	path := filepath.Join(t.TempDir(), "child")
+// harness is the program that uses the component's half of the protocol.
+var harness = sync.OnceValues(func() (string, error) {
+	dir, err := os.MkdirTemp("", "openmpi-plugin")
+	if err != nil {
+		return "", err
+	}
+	folders = append(folders, dir)
+	path := filepath.Join(dir, "child")
 	out, err := exec.Command("cc", "-std=gnu11", "-Wall", "-Wextra", "-Werror", "-g", "-O1",
 		"-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-Icomponent",
 		"-o", path, "testdata/child.c", "component/allocation.c").CombinedOutput()
 	if err != nil {
-		t.Fatalf("build testdata/child.c: %v\n%s", err, out)
+		return "", fmt.Errorf("build testdata/child.c: %w\n%s", err, out)
 	}
-	return path
-}
+	return path, nil
+})
 
 // What the command says is taken for what it means, or for nothing; a line that
 // means something is said again as it was.
@@ -33,7 +40,11 @@ func FuzzParse(f *testing.F) {
 	} {
 		f.Add(line)
 	}
-	cmd := exec.Command(harness(f), "parse")
+	path, err := harness()
+	if err != nil {
+		f.Fatal(err)
+	}
+	cmd := exec.Command(path, "parse")
 	in, err := cmd.StdinPipe()
 	if err != nil {
 		f.Fatal(err)
@@ -102,7 +113,11 @@ func TestMeaning(t *testing.T) {
 		in.WriteString(l.line + "\n")
 		want.WriteString(l.want + "\n")
 	}
-	cmd := exec.Command(harness(t), "parse")
+	path, err := harness()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command(path, "parse")
 	cmd.Stdin = strings.NewReader(in.String())
 	out, err := cmd.Output()
 	if err != nil || string(out) != want.String() {
@@ -111,7 +126,10 @@ func TestMeaning(t *testing.T) {
 }
 
 func TestChild(t *testing.T) {
-	path := harness(t)
+	path, err := harness()
+	if err != nil {
+		t.Fatal(err)
+	}
 	tests := []struct {
 		name, limit string
 		command     []string

@@ -188,6 +188,7 @@ func TestAsks(t *testing.T) {
 		{"program elsewhere", nil, []string{"-np", "1", "-wdir", "/bin", "./true"}, "-np 1 ./true"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
 			l := orterun(t, append(test.env, yes, "FAKE=refuse"), test.args...)
 			l.run(t, 1)
 			if asked := l.asked(t); len(asked) != 1 || asked[0] != "ompi allocate "+test.want {
@@ -219,6 +220,7 @@ func TestErrors(t *testing.T) {
 			"  clone-1 was eaten\n"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
 			out := orterun(t, append(test.env, yes), test.args...).run(t, 1)
 			if strings.Count(out, test.want) != 1 {
 				t.Errorf("%q is not once in\n%s", test.want, out)
@@ -282,6 +284,7 @@ func TestStandsAside(t *testing.T) {
 		{"another plm", []string{yes, "OMPI_MCA_plm=isolated"}, nil},
 	} {
 		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
 			l := orterun(t, append(test.env, "HERE=here"), append(test.args, "-np", "1", "sh", "-c", "echo $HERE")...)
 			if out := l.run(t, 0); out != "here\n" {
 				t.Errorf("it says\n%s", out)
@@ -292,6 +295,7 @@ func TestStandsAside(t *testing.T) {
 		})
 	}
 	t.Run("--do-not-launch", func(t *testing.T) {
+		t.Parallel()
 		l := orterun(t, []string{yes}, "--do-not-launch", "-np", "1", "true")
 		l.run(t, 0)
 		if asked := l.asked(t); len(asked) > 0 {
@@ -347,6 +351,7 @@ func TestEnds(t *testing.T) {
 		{"killed", "", "ompi agent", syscall.SIGKILL},
 	} {
 		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
 			l := start(t, test.fake, test.ready)
 			l.cmd.Process.Signal(test.signal)
 			l.await(t, "joined")
@@ -354,6 +359,7 @@ func TestEnds(t *testing.T) {
 		})
 	}
 	t.Run("clones that do not join", func(t *testing.T) {
+		t.Parallel()
 		l := orterun(t, []string{yes, "FAKE=stays", "OMPI_MCA_ras_snowflock_join_limit=1"}, "-np", "2", "true")
 		if out := l.run(t, 0); !strings.Contains(out, "not gone 1 seconds after the job") {
 			t.Error(out)

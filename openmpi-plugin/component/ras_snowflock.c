@@ -49,22 +49,22 @@ static struct {
     bool ready;
     orte_job_t *job; /* whose allocation is pending */
     opal_list_t nodes;
-} fork_;
+} clones;
 
 static void fail(const char *topic, const char *text)
 {
-    if (!fork_.failed) {
+    if (!clones.failed) {
         orte_show_help(SNOWFLOCK_HELP, topic, true, text);
     }
-    fork_.failed = true;
+    clones.failed = true;
 }
 
 static void stop_hearing(void)
 {
-    if (fork_.hearing) {
-        opal_event_del(&fork_.heard);
+    if (clones.hearing) {
+        opal_event_del(&clones.heard);
     }
-    fork_.hearing = false;
+    clones.hearing = false;
 }
 
 /* How many ranks a job has, and how many of them in each clone, 0 for whatever mpirun-sf does. */
@@ -161,7 +161,7 @@ static bool add_node(const struct snowflock_message *m)
     node->state = ORTE_NODE_STATE_UP;
     node->slots = m->slots;
     ORTE_FLAG_SET(node, ORTE_NODE_FLAG_SLOTS_GIVEN);
-    opal_list_append(&fork_.nodes, &node->super);
+    opal_list_append(&clones.nodes, &node->super);
     return true;
 }
 
@@ -230,26 +230,26 @@ static bool set_parameter(const char *name, const char *value)
 /* Goes on with the job: its hosts are there. */
 static bool allocated(void)
 {
-    orte_job_t *job = fork_.job;
+    orte_job_t *job = clones.job;
 
-    if (opal_list_is_empty(&fork_.nodes)) {
+    if (opal_list_is_empty(&clones.nodes)) {
         fail("protocol", "ready, without a host");
         return false;
     }
     /* As the base does with what allocate returns. */
     orte_managed_allocation = true;
     opal_if_do_not_resolve = true;
-    int rc = orte_ras_base_node_insert(&fork_.nodes, job);
+    int rc = orte_ras_base_node_insert(&clones.nodes, job);
     if (ORTE_SUCCESS != rc) {
         ORTE_ERROR_LOG(rc);
-        fork_.failed = true;
+        clones.failed = true;
         return false;
     }
     if (4 < opal_output_get_verbosity(orte_ras_base_framework.framework_output)) {
         orte_ras_base_display_alloc();
     }
-    fork_.ready = true;
-    fork_.job = NULL;
+    clones.ready = true;
+    clones.job = NULL;
     /* The base finds that the allocation has been read, and goes on. */
     ORTE_ACTIVATE_JOB_STATE(job, ORTE_JOB_STATE_ALLOCATE);
     OBJ_RELEASE(job);
@@ -266,11 +266,11 @@ static bool take(char *line, void *context)
     if (NULL == copy) {
         return false;
     }
-    if (!snowflock_parse(line, &m) || (fork_.ready && SNOWFLOCK_ERROR != m.kind)) {
+    if (!snowflock_parse(line, &m) || (clones.ready && SNOWFLOCK_ERROR != m.kind)) {
         /* A secret may be in it. */
         fail("protocol", 0 == strncmp(copy, "env", 3) ? "env ..." : copy);
     } else if (SNOWFLOCK_ERROR == m.kind) {
-        if (fork_.ready) {
+        if (clones.ready) {
             /* The launcher notices by itself that the clone's daemon is gone; this is why. */
             orte_show_help(SNOWFLOCK_HELP, "lost", true, m.text);
             ok = true;
@@ -298,8 +298,8 @@ static bool take(char *line, void *context)
 /* Ends the job, or the launcher if all its daemons are gone. What it says of that itself is for developers. */
 static void give_up(void)
 {
-    if (NULL != fork_.job) {
-        ORTE_ACTIVATE_JOB_STATE(fork_.job, ORTE_JOB_STATE_ALLOC_FAILED);
+    if (NULL != clones.job) {
+        ORTE_ACTIVATE_JOB_STATE(clones.job, ORTE_JOB_STATE_ALLOC_FAILED);
         return;
     }
     ORTE_UPDATE_EXIT_STATUS(ORTE_ERROR_DEFAULT_EXIT_CODE);
@@ -312,13 +312,13 @@ static void hear(int fd, short flags, void *context)
     (void)fd;
     (void)flags;
     (void)context;
-    int why = snowflock_read(&fork_.child, take, NULL);
+    int why = snowflock_read(&clones.child, take, NULL);
     if (EAGAIN == why) {
         return;
     }
     stop_hearing();
     if (0 == why) {
-        fail(fork_.ready ? "gone" : "silent", "");
+        fail(clones.ready ? "gone" : "silent", "");
     } else if (ECANCELED != why) {
         fail("protocol", strerror(why));
     }
@@ -333,7 +333,7 @@ static int allocate(orte_job_t *job, opal_list_t *nodes)
         return rc;
     }
     OBJ_RETAIN(job);
-    fork_.job = job;
+    clones.job = job;
     if (ORTE_SUCCESS != rc) {
         give_up();
         return ORTE_ERR_ALLOCATION_PENDING; /* which has failed, but that is the errmgr's to say */
@@ -348,7 +348,7 @@ static int allocate(orte_job_t *job, opal_list_t *nodes)
         give_up();
         return ORTE_ERR_ALLOCATION_PENDING;
     }
-    rc = snowflock_start(&fork_.child, argv, app->cwd);
+    rc = snowflock_start(&clones.child, argv, app->cwd);
     if (0 != rc) {
         orte_show_help(SNOWFLOCK_HELP, "start", true, argv[0], NULL == app->cwd ? "." : app->cwd, strerror(rc));
         opal_argv_free(argv);
@@ -356,17 +356,17 @@ static int allocate(orte_job_t *job, opal_list_t *nodes)
         return ORTE_ERR_ALLOCATION_PENDING;
     }
     opal_argv_free(argv);
-    opal_event_set(orte_event_base, &fork_.heard, fork_.child.output, OPAL_EV_READ | OPAL_EV_PERSIST, hear, NULL);
-    opal_event_set_priority(&fork_.heard, ORTE_SYS_PRI);
-    opal_event_add(&fork_.heard, NULL);
-    fork_.hearing = true;
+    opal_event_set(orte_event_base, &clones.heard, clones.child.output, OPAL_EV_READ | OPAL_EV_PERSIST, hear, NULL);
+    opal_event_set_priority(&clones.heard, ORTE_SYS_PRI);
+    opal_event_add(&clones.heard, NULL);
+    clones.hearing = true;
     return ORTE_ERR_ALLOCATION_PENDING;
 }
 
 static int init(void)
 {
-    memset(&fork_, 0, sizeof fork_);
-    OBJ_CONSTRUCT(&fork_.nodes, opal_list_t);
+    memset(&clones, 0, sizeof clones);
+    OBJ_CONSTRUCT(&clones.nodes, opal_list_t);
     return ORTE_SUCCESS;
 }
 
@@ -382,15 +382,15 @@ static int finalize(void)
     char limit[16];
 
     stop_hearing();
-    if (!snowflock_end(&fork_.child, snowflock_parameters.join_limit)) {
+    if (!snowflock_end(&clones.child, snowflock_parameters.join_limit)) {
         snprintf(limit, sizeof limit, "%d", snowflock_parameters.join_limit);
         orte_show_help(SNOWFLOCK_HELP, "join", true, limit);
     }
-    OPAL_LIST_DESTRUCT(&fork_.nodes);
-    if (NULL != fork_.job) {
-        OBJ_RELEASE(fork_.job);
+    OPAL_LIST_DESTRUCT(&clones.nodes);
+    if (NULL != clones.job) {
+        OBJ_RELEASE(clones.job);
     }
-    fork_.job = NULL;
+    clones.job = NULL;
     return ORTE_SUCCESS;
 }
 
