@@ -233,11 +233,11 @@ static long milliseconds(void)
     return t.tv_sec * 1000 + t.tv_nsec / 1000000;
 }
 
-/* Whether it has ended. Open MPI waits for any child of its process, so it may have waited for this one, too. */
-static bool ended(pid_t pid)
+bool snowflock_ended(pid_t pid)
 {
     pid_t p;
-    do {
+
+    do { /* Open MPI waits for any child of its process: this one may be unknown by now. */
         p = waitpid(pid, NULL, WNOHANG);
     } while (p < 0 && EINTR == errno);
     return 0 != p;
@@ -251,7 +251,7 @@ bool snowflock_end(struct snowflock_child *child, int seconds)
         return true;
     }
     close_fd(&child->input);
-    for (long end = milliseconds() + 1000L * seconds; !(joined = ended(child->pid)) && milliseconds() <= end;) {
+    for (long end = milliseconds() + 1000L * seconds; !(joined = snowflock_ended(child->pid)) && milliseconds() <= end;) {
         /* Its end closes its stdout, but a little before it can be waited for. */
         struct pollfd output = {.fd = child->output, .events = POLLIN};
         if (poll(&output, 1, LOOK_INTERVAL) > 0) {

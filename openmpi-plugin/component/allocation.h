@@ -53,6 +53,9 @@ typedef bool (*snowflock_line_fn)(char *line, void *context);
  */
 int snowflock_read(struct snowflock_child *child, snowflock_line_fn fn, void *context);
 
+/* Whether a child of this process has ended. Takes its exit status away, if nobody else has. */
+bool snowflock_ended(pid_t pid);
+
 /*
  * Closes its stdin and waits until it has ended, at most `seconds`; kills it then. False if it had to be killed.
  * What it still says is dropped.

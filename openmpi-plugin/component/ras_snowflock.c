@@ -8,7 +8,7 @@
  *     launcher hears interrupts and time limits.
  *  3. hear, an event of the launcher's loop, takes what the command says, and at `ready` goes on with the job.
  *  4. It goes on hearing: that a clone was lost, or that the command has ended.
- *  5. finalize closes the command's stdin, and waits for it. The kernel closes it, too, if the launcher is killed.
+ *  5. finalize waits for the remote shell agents, closes the command's stdin, and waits for it. The kernel closes it, too, if the launcher is killed.
  */
 #define _GNU_SOURCE
 #include "orte_config.h"
@@ -39,7 +39,12 @@
 #include "orte/mca/state/state.h"
 #include "orte/runtime/orte_globals.h"
 #include "orte/util/attr.h"
+#include "orte/util/proc_info.h"
 #include "orte/util/show_help.h"
+
+/* How long agents may take to end when their daemons do, and how often to look, in milliseconds. */
+#define AGENT_LIMIT 5000
+#define AGENT_INTERVAL 5
 
 static struct {
     struct snowflock_child child;
@@ -377,11 +382,32 @@ static void deallocate(orte_job_t *job, orte_app_context_t *app)
     (void)app;
 }
 
+/*
+ * Waits until remote shell agents have ended, as they do when their daemons have, which have been told to. To
+ * those that see their clones end first, they were lost.
+ */
+static void await_agents(void)
+{
+    orte_job_t *daemons = orte_get_job_data_object(ORTE_PROC_MY_NAME->jobid);
+    int left = AGENT_LIMIT;
+
+    for (int i = 1; NULL != daemons && i < daemons->procs->size; i++) {
+        orte_proc_t *daemon = opal_pointer_array_get_item(daemons->procs, i);
+        while (NULL != daemon && daemon->pid > 0 && left > 0 && !snowflock_ended(daemon->pid)) {
+            usleep(1000 * AGENT_INTERVAL);
+            left -= AGENT_INTERVAL;
+        }
+    }
+}
+
 static int finalize(void)
 {
     char limit[16];
 
     stop_hearing();
+    if (clones.ready && !clones.failed) {
+        await_agents();
+    }
     if (!snowflock_end(&clones.child, snowflock_parameters.join_limit)) {
         snprintf(limit, sizeof limit, "%d", snowflock_parameters.join_limit);
         orte_show_help(SNOWFLOCK_HELP, "join", true, limit);
