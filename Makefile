@@ -120,6 +120,8 @@ bench-mpi: deps
 install:
 	install -D -m 755 bin/mpirun-sf $(DESTDIR)$(PREFIX)/bin/mpirun-sf
 	ln -sf mpirun-sf $(DESTDIR)$(PREFIX)/bin/sf
+	install -d $(DESTDIR)$(PREFIX)/lib/mpirun-sf/mpich
+	for name in mpirun mpiexec mpiexec.hydra; do ln -sf ../../../bin/mpirun-sf $(DESTDIR)$(PREFIX)/lib/mpirun-sf/mpich/$$name; done
 	install -D -m 644 docs/mpirun-sf.1 $(DESTDIR)$(PREFIX)/share/man/man1/mpirun-sf.1
 	sed 's|/usr/local|$(PREFIX)|g' docs/mpirun-sf.service | \
 		install -D -m 644 /dev/stdin $(DESTDIR)$(PREFIX)/lib/systemd/system/mpirun-sf.service

@@ -88,7 +88,8 @@ func (j *bare) open(ctx context.Context) (err error) {
 	if j.nodes, err = c.Nodes(managed, self, isHere); err != nil {
 		return err
 	}
-	if j.command != nil {
+	if m, ok := j.rules.(*mpiexec); ok {
+		m.all = j.nodes
 		if j.np, err = c.Ranks(j.nodes); err != nil {
 			return err
 		}

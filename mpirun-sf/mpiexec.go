@@ -71,6 +71,7 @@ type mpiexec struct {
 	printer *mpichshim.Printer
 	ends    mpichshim.Ends
 	running *launch.Job
+	all     []mpichshim.Host // that ranks could run on
 	nodes   []mpichshim.Host // one for each place of running
 	node    map[int]int      // by rank
 }
@@ -210,6 +211,7 @@ func (m *mpiexec) launch(ctx context.Context) error {
 	if j.np, err = m.Ranks(nodes); err != nil {
 		return err
 	}
+	m.all = nodes
 	for i := range j.apps {
 		j.apps[i].Ranks = m.Apps[i].Ranks
 	}
@@ -265,7 +267,7 @@ func (m *mpiexec) adapt(run *launch.Job) {
 			m.node[rank] = i
 		}
 	}
-	run.Universe = m.UniverseSize(m.nodes)
+	run.Universe = m.UniverseSize(m.all)
 	if m.Singleton != nil {
 		run.Singleton = m.Singleton.Port
 		run.Places = []launch.Place{{Name: m.host, Ranks: []int{0}}}
