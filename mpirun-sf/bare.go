@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 
@@ -47,10 +48,8 @@ func (j *bare) check() error {
 	}
 	if j.command == nil {
 		for _, name := range j.given {
-			for _, one := range ofClones {
-				if name == one {
-					return fmt.Errorf("--%s is about clones, and --no-clone makes none: leave one of them out", name)
-				}
+			if slices.Contains(ofClones, name) {
+				return fmt.Errorf("--%s is about clones, and --no-clone makes none: leave one of them out", name)
 			}
 		}
 	}
@@ -240,7 +239,7 @@ func (j *bare) vary(n mpichshim.Host, ranks []int) (func(int, *agent.Command), e
 	return func(rank int, c *agent.Command) {
 		c.Own = true
 		if v := j.command.GPUVariable(local[rank]); v != "" {
-			c.Env = append(c.Env, v)
+			c.Env = append(slices.Clip(c.Env), v)
 		}
 		switch b := binding; {
 		case b == nil:

@@ -169,42 +169,54 @@ func (g *group) step(ctx, limit context.Context, do func(ctx context.Context, p 
 	return err
 }
 
-// prepare opens what a clone's ranks need before they start.
+// prepare opens what a clone's ranks need before they start. All is asked for at
+// once: each answer takes a way there and back, on a machine that may be busy.
 func (g *group) prepare(ctx, limit context.Context, p Place) error {
 	if err := g.wire.prepare(ctx, limit, p); err != nil {
 		return fmt.Errorf("%s: %w", p.Name, err)
 	}
+	asked, limit := errgroup.WithContext(limit)
 	for _, rank := range p.Ranks {
 		g.clones[rank] = p.Name
-		if rank == 0 && g == g.run.groups[0] {
-			st, err := p.Session.Stdio(limit, g.ids+rank, 0)
-			if err != nil {
-				return fmt.Errorf("%s: %w", p.Name, err)
+		for fd := range 3 {
+			if fd == 0 && (rank != 0 || g != g.run.groups[0]) {
+				continue
 			}
-			go func() {
-				if g.run.Stdin != nil {
-					io.Copy(st, g.run.Stdin)
+			asked.Go(func() error {
+				st, err := p.Session.Stdio(limit, g.ids+rank, fd)
+				if err != nil {
+					return fmt.Errorf("%s: %w", p.Name, err)
 				}
-				st.Close()
-			}()
-		}
-		for _, fd := range []int{1, 2} {
-			st, err := p.Session.Stdio(limit, g.ids+rank, fd)
-			if err != nil {
-				return fmt.Errorf("%s: %w", p.Name, err)
-			}
-			w := &screen{run: g.run, out: g.run.output(rank, fd)}
-			g.run.outputs.Go(func() {
-				io.Copy(w, st)
-				w.Close()
-				st.Close()
+				g.serveStream(rank, fd, st)
+				return nil
 			})
 		}
 	}
-	return nil
+	return asked.Wait()
 }
 
+// serveStream carries what goes through a standard stream of a rank.
+func (g *group) serveStream(rank, fd int, st io.ReadWriteCloser) {
+	if fd == 0 {
+		go func() {
+			if g.run.Stdin != nil {
+				io.Copy(st, g.run.Stdin)
+			}
+			st.Close()
+		}()
+		return
+	}
+	w := &screen{run: g.run, out: g.run.output(rank, fd)}
+	g.run.outputs.Go(func() {
+		io.Copy(w, st)
+		w.Close()
+		st.Close()
+	})
+}
+
+// startRanks starts the ranks of a clone, all at once.
 func (g *group) startRanks(ctx context.Context, p Place, send func(event)) error {
+	var asked errgroup.Group
 	for _, rank := range p.Ranks {
 		app := g.app(rank)
 		c := agent.Command{ID: g.ids + rank, Argv: app.Argv, Path: app.File, Dir: app.Dir, Env: app.Env, User: g.run.User}
@@ -212,18 +224,21 @@ func (g *group) startRanks(ctx context.Context, p Place, send func(event)) error
 		if p.Vary != nil {
 			p.Vary(rank, &c)
 		}
-		proc, err := p.Session.Start(ctx, c)
-		if err != nil {
-			return fmt.Errorf("rank %d on %s: %w", rank, p.Name, err)
-		}
-		g.procs[rank] = proc
-		go func() {
-			e := &ended{rank: rank, exit: <-proc.Exit()}
-			e.state = g.wire.final(rank)
-			send(event{ended: e})
-		}()
+		asked.Go(func() error {
+			proc, err := p.Session.Start(ctx, c)
+			if err != nil {
+				return fmt.Errorf("rank %d on %s: %w", rank, p.Name, err)
+			}
+			g.procs[rank] = proc
+			go func() {
+				e := &ended{rank: rank, exit: <-proc.Exit()}
+				e.state = g.wire.final(rank)
+				send(event{ended: e})
+			}()
+			return nil
+		})
 	}
-	return nil
+	return asked.Wait()
 }
 
 // end notes the end of a rank.
