@@ -16,6 +16,7 @@ import (
 	"github.com/mpirun-sf/mpirun-sf/mpirun-sf/launch"
 	"github.com/mpirun-sf/mpirun-sf/vmfork/agent"
 	"github.com/mpirun-sf/mpirun-sf/vmfork/allocator"
+	"github.com/mpirun-sf/mpirun-sf/vmfork/guest"
 )
 
 // bare is a job without clones: ranks run on the hosts themselves. An agent runs
@@ -197,6 +198,11 @@ func (j *bare) clone(context.Context) ([]launch.Place, error) {
 		}
 		j.places, j.used = append(j.places, p), append(j.used, n)
 	}
+	// Within one node MPICH does not hang in MPI_Finalize.
+	j.ucx = len(j.places) > 1 && slices.ContainsFunc(j.files(), func(path string) bool {
+		files, err := guest.Closure(path, os.Getenv("LD_LIBRARY_PATH"))
+		return err == nil && files.UCX
+	})
 	return j.places, nil
 }
 

@@ -183,8 +183,8 @@ func (c *clone) run(st *stream, cmd Command) error {
 			extra, servePMI = []*os.File{file}, serve
 		}
 		if cmd.UCX {
-			if _, err := os.Stat(ucxProgress); err == nil {
-				cmd.Env = append(cmd.Env, "LD_PRELOAD="+strings.TrimSpace(ucxProgress+" "+lookup(cmd.Env, "LD_PRELOAD")))
+			if object := progress(); object != "" {
+				cmd.Env = append(cmd.Env, "LD_PRELOAD="+strings.TrimSpace(object+" "+lookup(cmd.Env, "LD_PRELOAD")))
 			}
 		}
 		return spawn(cmd, stdio, extra)
