@@ -19,6 +19,9 @@ SUDO     := $(shell [ "$$(id -u)" = 0 ] || echo sudo -E)
 AS_ROOT  := $(if $(SUDO),-exec '$(SUDO)')
 
 PRELOADS := $(patsubst %.c,%.so,$(wildcard vmfork/guest/preload/*.c))
+# The PMIx helper for Open MPI, where libpmix's headers are.
+PMIX     := $(firstword $(wildcard /usr/include/pmix_server.h /usr/local/include/pmix_server.h /usr/lib/*/pmix2/include/pmix_server.h))
+PRELOADS += $(if $(PMIX),pmi/pmix/helper/sfpmix)
 EXAMPLES := $(patsubst examples/%.c,bin/examples/%,$(wildcard examples/*.c examples/fork/*.c))
 
 # Tests of the whole product run the program as a user does, so the detector would see
@@ -38,6 +41,9 @@ check-go:
 # loads beside whichever the guest has.
 vmfork/guest/preload/%.so: vmfork/guest/preload/%.c
 	$(CC) -shared -fPIC $(CFLAGS) -nostdlib -o $@ $<
+
+pmi/pmix/helper/sfpmix: $(wildcard pmi/pmix/helper/*.[ch])
+	$(CC) $(CFLAGS) -D_GNU_SOURCE -I$(dir $(PMIX)) -o $@ $(filter %.c,$^) -lpmix -lpthread
 
 examples: $(EXAMPLES)
 
