@@ -8,6 +8,7 @@ import (
 
 	"github.com/urfave/cli/v2"
 
+	"github.com/mpirun-sf/mpirun-sf/pmi/pmix"
 	"github.com/mpirun-sf/mpirun-sf/vmfork/guest"
 	"github.com/mpirun-sf/mpirun-sf/vmfork/hypervisor/qemu"
 	"github.com/mpirun-sf/mpirun-sf/vmfork/memtap"
@@ -72,6 +73,8 @@ func doctorCommand() *cli.Command {
 			check(name, err)
 			_, err = guest.UCXProgress()
 			check("the preload against MPICH's hang in MPI_Finalize", err)
+			_, err = pmix.Helper()
+			check("PMIx, for programs of Open MPI", err)
 			if _, reason := qemu.Probe(c.Context); reason != nil {
 				fmt.Printf("slow     %v: clones run under TCG\n", reason)
 			} else {

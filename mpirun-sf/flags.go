@@ -57,7 +57,8 @@ Options:
     --rate RATE          at most so fast, all together: 100mbit
     --parent-ranks       inside a virtual machine: it runs the first ranks itself
     --no-clone           without virtual machines: ranks run on the hosts themselves
-    --via orted          how a program of Open MPI is launched: by its own launcher
+    --via orted|pmix     how a program of Open MPI is launched: by its own launcher,
+                         or without it
     -q                   no lines of mpirun-sf's own but errors
     -v                   a timeline, and bytes fetched by path
     --trace FILE         what took how long on which host, for chrome://tracing
@@ -212,8 +213,8 @@ func parseOptions(c *cli.Context) (options, error) {
 	if o.ppn < 1 || o.ppn > 255 {
 		return o, fmt.Errorf("-ppn %d: a clone has from 1 to 255 ranks", o.ppn)
 	}
-	if o.via != "" && o.via != viaOrted {
-		return o, fmt.Errorf("--via %s: it is %s", o.via, viaOrted)
+	if o.via != "" && o.via != viaOrted && o.via != viaPMIx {
+		return o, fmt.Errorf("--via %s: it is %s or %s", o.via, viaOrted, viaPMIx)
 	}
 	o.ppn = min(o.ppn, o.np)
 	return o, parseCommon(c, &o)

@@ -19,6 +19,7 @@ import (
 
 	"github.com/mpirun-sf/mpirun-sf/mpirun-sf/launch"
 	"github.com/mpirun-sf/mpirun-sf/mpirun-sf/openmpi"
+	"github.com/mpirun-sf/mpirun-sf/pmi/pmix"
 	"github.com/mpirun-sf/mpirun-sf/vmfork/agent"
 	"github.com/mpirun-sf/mpirun-sf/vmfork/guest"
 	"github.com/mpirun-sf/mpirun-sf/vmfork/network"
@@ -39,6 +40,23 @@ func (j *host) listen(ctx context.Context) (net.Listener, error) { return j.daem
 // listen listens where the clones see this machine.
 func (j *inside) listen(context.Context) (net.Listener, error) {
 	return net.ListenTCP("tcp4", net.TCPAddrFromAddrPort(netip.AddrPortFrom(j.self.IP, 0)))
+}
+
+// viaPMIx is the way without Open MPI's launcher and daemons: this one serves
+// PMIx to the ranks.
+const viaPMIx = "pmix"
+
+// chooseVia decides how a program of Open MPI is launched, which the user calls
+// name.
+func (j *job) chooseVia(name string) error {
+	if j.via != viaPMIx || j.instead != nil {
+		return j.chooseOrted()
+	}
+	if _, err := pmix.Helper(); err != nil {
+		return fmt.Errorf("%s is a program of Open MPI: %w", name, err)
+	}
+	j.wire = launch.WirePMIx
+	return nil
 }
 
 // chooseOrted has the job's program run by Open MPI's launcher.

@@ -32,6 +32,7 @@ type job struct {
 	lost    chan string
 	begin   time.Time
 	ucx     bool
+	wire    launch.Wire
 	phases  []trace.Event // each begins where the one before has ended
 	// instead, if set, is what is done on clones instead of launching ranks there.
 	instead func(ctx context.Context, s site, places []launch.Place) error
@@ -213,7 +214,7 @@ func (j *job) choose() error {
 	case err != nil:
 		return err
 	case kind == guest.KindOpenMPI:
-		return j.chooseOrted()
+		return j.chooseVia(j.argv[0])
 	case j.via != "":
 		return fmt.Errorf("--via %s: that is for programs of Open MPI, and %s is a %v", j.via, j.argv[0], kind)
 	}

@@ -20,6 +20,7 @@ type SpawnApp struct {
 	Argv  []string // the program, as the rank named it, and its arguments
 	Ranks int      // how many to start: maxprocs
 	Info  []Pair   // the MPI_Info: path, wdir, host, hosts, soft, and whatever else the rank has set
+	Env   []string // what the new ranks must find in their environment; PMI has no such thing, PMIx does
 }
 
 // Get returns the value of an info key, and whether it is set.
@@ -110,6 +111,14 @@ type SpawnRequest struct {
 	spawner string
 	once    sync.Once
 	answer  func(kvsName string, errcodes []int, err error)
+}
+
+// NewSpawnRequest makes the wish of a rank that did not reach this process through a Server. answer is called once, by Answer.
+func NewSpawnRequest(rank int, apps []SpawnApp, answer func(kvsName string, errcodes []int, err error)) (*SpawnRequest, error) {
+	if err := checkSpawn(apps, nil); err != nil {
+		return nil, err
+	}
+	return &SpawnRequest{Rank: rank, Apps: apps, answer: answer}, nil
 }
 
 // Ranks is how many ranks are to be started.

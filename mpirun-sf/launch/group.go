@@ -43,7 +43,7 @@ func (r *run) newGroup(name string, apps []App, places []Place) *group {
 	for _, p := range places {
 		g.running += len(p.Ranks)
 	}
-	r.ids += g.running
+	r.ids += g.running + 1 // one for what the wire may have to run
 	g.procs, g.clones = make([]*agent.Process, g.running), make([]string, g.running)
 	g.exits, g.states = make([]*agent.Exit, g.running), make([]pmi.State, g.running)
 	r.groups = append(r.groups, g)

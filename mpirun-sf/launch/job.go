@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/mpirun-sf/mpirun-sf/pmi"
+	"github.com/mpirun-sf/mpirun-sf/pmi/pmix"
 	"github.com/mpirun-sf/mpirun-sf/vmfork/agent"
 )
 
@@ -103,6 +104,10 @@ type run struct {
 	events chan event
 	names  *pmi.Names
 
+	pmix    func() *pmix.Server // made when it is asked for first: all groups have the same
+	wiresMu sync.Mutex
+	wires   map[string]*pmixWire // by namespace
+
 	outputs   sync.WaitGroup
 	writing   atomic.Int64          // streams whose output is being written
 	written   atomic.Int64          // writes that have ended
@@ -119,6 +124,7 @@ type event struct {
 	ended   *ended
 	abort   *Failure
 	init    bool
+	lost    string // what a clone's ranks cannot do without is gone: why
 	spawn   *pmi.SpawnRequest
 	placed  *placed
 }
@@ -141,6 +147,7 @@ func (j *Job) Run(ctx context.Context) error {
 		j.Judge = judge
 	}
 	r := &run{Job: j, events: make(chan event, 64), names: pmi.NewNames()}
+	r.pmix = sync.OnceValue(r.newPMIx)
 	g := r.newGroup(j.Name, j.Apps, j.Places)
 	j.Exits = g.exits
 	g.begin(ctx)
@@ -245,6 +252,14 @@ func (r *run) handle(ctx context.Context, e event) bool {
 		return false
 	case e.abort != nil:
 		r.fail(e.abort)
+		return true
+	case e.lost != "":
+		// If the clone is, the daemon knows why, a moment later.
+		select {
+		case e.lost = <-r.Lost:
+		case <-time.After(lostLimit):
+		}
+		r.fail(&Failure{Status: 1, Cause: e.lost})
 		return true
 	case e.init:
 		g.anyInit = true

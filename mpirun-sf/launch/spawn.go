@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/mpirun-sf/mpirun-sf/pmi"
@@ -12,6 +13,7 @@ import (
 // placed is a group that is to be spawned and has places, or why it has none.
 type placed struct {
 	request *pmi.SpawnRequest
+	by      *group
 	apps    []App // with as many ranks as will be started
 	places  []Place
 	release func()
@@ -21,7 +23,7 @@ type placed struct {
 // place finds places for what a rank of g wants to have started. That takes as
 // long as forking does, and the job goes on meanwhile.
 func (g *group) place(ctx context.Context, q *pmi.SpawnRequest) {
-	p := &placed{request: q, release: func() {}}
+	p := &placed{request: q, by: g, release: func() {}}
 	p.err = p.find(ctx, g)
 	g.send(ctx, event{placed: p})
 }
@@ -36,7 +38,7 @@ func (p *placed) find(ctx context.Context, g *group) error {
 		if hosts := a.Hosts(); len(hosts) > 0 {
 			return fmt.Errorf("info key host: %s: which clones run a spawned group is not the program's to say", strings.Join(hosts, ","))
 		}
-		app := App{Argv: a.Argv, Env: parent.Env, Dir: parent.Dir, Ranks: a.Ranks}
+		app := App{Argv: a.Argv, Env: slices.Concat(parent.Env, a.Env), Dir: parent.Dir, Ranks: a.Ranks}
 		if dir, given := a.Get("wdir"); given {
 			app.Dir = dir
 		}

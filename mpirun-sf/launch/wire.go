@@ -13,7 +13,8 @@ import (
 type Wire int
 
 const (
-	WirePMI Wire = iota // as the MPICH family does: package pmi
+	WirePMI  Wire = iota // as the MPICH family does: package pmi
+	WirePMIx             // as the Open MPI family does, without its daemons: package pmix
 )
 
 // wire is that of one group.
@@ -33,6 +34,8 @@ func (g *group) newWire(send func(event)) (wire, error) {
 	switch g.run.Wire {
 	case WirePMI:
 		return g.newPMIWire(send)
+	case WirePMIx:
+		return g.newPMIxWire(send)
 	}
 	return nil, fmt.Errorf("there is no wire %d", g.run.Wire)
 }

@@ -187,6 +187,9 @@ func (c *clone) run(st *stream, cmd Command) error {
 				cmd.Env = append(cmd.Env, "LD_PRELOAD="+strings.TrimSpace(object+" "+lookup(cmd.Env, "LD_PRELOAD")))
 			}
 		}
+		if cmd.PMIx {
+			return spawnHelper(cmd, stdio)
+		}
 		return spawn(cmd, stdio, extra)
 	}()
 	// If it did not start, the proxy hears of this rank too: as of one that ended.

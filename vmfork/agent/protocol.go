@@ -117,6 +117,9 @@ type Command struct {
 	// Own says that User is not looked at, and the process runs as the agent does.
 	Own  bool  `json:"own,omitempty"`
 	Bind *Bind `json:"bind,omitempty"` // to processors
+	// PMIx says that Argv is not looked at, and what runs is the PMIx helper, which
+	// the agent has: see package pmix.
+	PMIx bool `json:"pmix,omitempty"`
 }
 
 // Stdio is one standard stream (0, 1 or 2) of a process to come. A process
