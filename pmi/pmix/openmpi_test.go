@@ -326,3 +326,22 @@ func TestOpenMPILeave(t *testing.T) {
 	w.kill()
 	w.ranks.Wait()
 }
+
+// TestOpenMPIHangRate is the measure of whether all this is right: none of so many runs on four hosts may go wrong.
+func TestOpenMPIHangRate(t *testing.T) {
+	runs := 2
+	if os.Getenv("MPIRUN_SF_TEST_ALL") != "" {
+		runs = 200
+	}
+	for i := range runs {
+		if !t.Run(fmt.Sprint(i), func(t *testing.T) {
+			w := newWorld(t)
+			if out := w.run(4, 1, "alltoall", "100"); out != "alltoall right\n" {
+				t.Errorf("it said %q", out)
+			}
+			w.allRight(4)
+		}) {
+			break
+		}
+	}
+}

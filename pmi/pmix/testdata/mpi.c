@@ -1,5 +1,6 @@
 // What a rank does is its first argument.
 #include <mpi.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -125,6 +126,10 @@ int main(int argc, char **argv)
 	} else if (strcmp(what, "badsend") == 0) {
 		if (rank == size - 1)
 			MPI_Send(&length, 1, MPI_INT, size + 7, 0, MPI_COMM_WORLD);
+		MPI_Barrier(MPI_COMM_WORLD);
+	} else if (strcmp(what, "crash") == 0) {
+		if (rank == size - 1)
+			raise(SIGSEGV);
 		MPI_Barrier(MPI_COMM_WORLD);
 	} else if (strcmp(what, "leave") == 0) {
 		if (rank == size - 1)
