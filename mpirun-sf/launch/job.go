@@ -254,6 +254,9 @@ func (r *run) handle(ctx context.Context, e event) bool {
 		r.fail(e.abort)
 		return true
 	case e.lost != "":
+		if g.running == 0 {
+			return false // its clones are gone already
+		}
 		// If the clone is, the daemon knows why, a moment later.
 		select {
 		case e.lost = <-r.Lost:

@@ -5,6 +5,8 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"slices"
+	"strings"
 	"sync"
 
 	"github.com/mpirun-sf/mpirun-sf/pmi"
@@ -196,7 +198,11 @@ func (w *pmixWire) command(p Place, rank int, c *agent.Command) {
 	w.mu.Lock()
 	n := w.nodes[p.Name]
 	w.mu.Unlock()
-	c.Env = append(append(c.Env[:len(c.Env):len(c.Env)], n.Environ[rank]...), w.job.Environ(rank, p.IP)...)
+	// What a PMIx server around this launcher has said is not for the ranks.
+	own := slices.DeleteFunc(slices.Clone(c.Env), func(e string) bool {
+		return strings.HasPrefix(e, "PMIX_") && !strings.HasPrefix(e, "PMIX_MCA_")
+	})
+	c.Env = slices.Concat(own, n.Environ[rank], w.job.Environ(rank, p.IP))
 }
 
 func (w *pmixWire) final(rank int) pmi.State {
