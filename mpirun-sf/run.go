@@ -124,7 +124,7 @@ func (j *job) run(ctx context.Context, s site) (err error) {
 		return j.finish(ctx, s, j.instead(ctx, s, places))
 	}
 	run := launch.Job{
-		Name: j.id, User: j.user.User, UCX: j.ucx,
+		Name: j.id, User: j.user.User, Wire: j.wire, UCX: j.ucx,
 		Apps:   j.programs(),
 		Places: places, Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr, Label: j.label,
 		StartLimit: j.startLimit, Signals: j.signals, Lost: j.lost, Spawn: s.spawn,
