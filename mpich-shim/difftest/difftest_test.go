@@ -21,6 +21,8 @@ const (
 	lineLimit = 60 * time.Second
 	// buildLimit is for the two programs that the test makes.
 	buildLimit = 5 * time.Minute
+	// tries is how often Hydra is asked before it counts that the two differ.
+	tries = 3
 	// hangs is how long Hydra is waited for where it is known to hang.
 	hangs = 3 * time.Second
 )
@@ -74,6 +76,10 @@ func TestHydra(t *testing.T) {
 			t.Parallel()
 			theirs, ours := run(t, made, made.theirs, r), run(t, made, made.ours, r)
 			if r.why == "" {
+				// On a busy machine Hydra itself fails now and then, in its own proxy.
+				for n := 1; ours != theirs && n < tries; n++ {
+					theirs = run(t, made, made.theirs, r)
+				}
 				if ours != theirs {
 					t.Errorf("Hydra: %+v\nours:  %+v", theirs, ours)
 				}
