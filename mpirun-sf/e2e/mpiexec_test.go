@@ -33,7 +33,7 @@ func TestMpiexecOnClones(t *testing.T) {
 	t.Run("two programs", func(t *testing.T) {
 		r := mpiexec(t, "-l", "-genv", "A", "1", "-n", "1", "sh", "-c", "echo $A $PMI_RANK of $PMI_SIZE $B", ":", "-n", "1", "-env", "B", "2",
 			"sh", "-c", "echo $A $PMI_RANK of $PMI_SIZE $B; exit 5").run(t).ends(t, 5)
-		has(t, r.stdout, "[0] 1 0 of 2 ", "[1] 1 1 of 2 2")
+		has(t, r.stdout, "[0] 1 0 of 2", "[1] 1 1 of 2 2")
 		if r.stderr != "" {
 			t.Errorf("it said %q, and Hydra says nothing", r.stderr)
 		}
