@@ -7,6 +7,7 @@ import (
 	"io"
 	"strings"
 	"sync"
+	"syscall"
 
 	"golang.org/x/sync/errgroup"
 
@@ -246,6 +247,22 @@ func (g *group) end(e *ended) {
 	g.exits[e.rank], g.states[e.rank] = &e.exit, e.state
 	if g.running--; g.running == 0 && g.spawned != nil {
 		go g.spawned.release()
+	}
+}
+
+// mourn tells the other ranks of one that failed in the midst of a job that goes
+// on: MPICH's programs that handle failures look for it when they get SIGUSR1. Of
+// ranks that have not begun or have come to their end none would know the signal.
+func (g *group) mourn(rank int) {
+	w, ok := g.wire.(*pmiWire)
+	if !ok {
+		return
+	}
+	w.server.MarkDead(rank)
+	for other, p := range g.procs {
+		if p != nil && g.exits[other] == nil && w.server.RankState(other) == pmi.Initialized {
+			p.Signal(int(syscall.SIGUSR1))
+		}
 	}
 }
 

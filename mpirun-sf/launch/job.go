@@ -281,6 +281,9 @@ func (r *run) handle(ctx context.Context, e event) bool {
 		if f != nil && ends {
 			return true
 		}
+		if e.ended.state == pmi.Initialized {
+			g.mourn(e.ended.rank)
+		}
 	}
 	if rank, waited := g.neverInit(); waited {
 		r.fail(&Failure{Rank: rank, Clone: g.clones[rank], Status: 1, Cause: "ended without calling MPI_Init, for which the other ranks wait"})
