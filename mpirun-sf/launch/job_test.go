@@ -18,6 +18,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/mpirun-sf/mpirun-sf/pmi"
 	"github.com/mpirun-sf/mpirun-sf/vmfork/agent"
 )
 
@@ -279,6 +280,24 @@ func TestFailures(t *testing.T) {
 			// The ranks that go on are ended, not waited for.
 			fails(t, tr.run(t, 1900*time.Millisecond), c.status, c.says)
 		})
+	}
+}
+
+// Where the end of a rank in the midst of it does not end the job, the others are
+// told, and find out which it was.
+func TestOthersAreToldOfADeadRank(t *testing.T) {
+	tr := newTrial(t, `trap 'told=1' USR1
+init; say get_my_kvsname; hear; kvs=${answer##*kvsname=}; barrier
+test $PMI_RANK = 1 && exit 9
+until test "$told"; do sleep 0.05; done
+say get kvsname=$kvs key=PMI_dead_processes; hear; echo "dead: ${answer##*value=}"; finalize`, 1, 1, 1)
+	tr.Judge = func(rank int, clone string, e agent.Exit, s pmi.State) (*Failure, bool) {
+		f, _ := judge(rank, clone, e, s)
+		return f, false
+	}
+	fails(t, tr.run(t, 20*time.Second), 9, "rank 1 on clone-2 exited with status 9 without calling MPI_Finalize")
+	if got := tr.out.String(); got != "dead: 1\ndead: 1\n" {
+		t.Errorf("stdout is %q", got)
 	}
 }
 
