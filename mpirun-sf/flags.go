@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -11,6 +12,7 @@ import (
 
 	"github.com/urfave/cli/v2"
 
+	"github.com/mpirun-sf/mpirun-sf/vmfork/guest"
 	"github.com/mpirun-sf/mpirun-sf/vmfork/network"
 )
 
@@ -40,6 +42,11 @@ Options:
     -l                   begin every line of output with its rank
     --image FILE         a disk image of your own, raw or qcow2, instead of a
                          guest made from this machine
+    --mpi mpich|openmpi|none
+                         what a script or another program that does not tell by
+                         itself is launched as
+    --with PATH          a program, file or folder to have in the clones beside what
+                         the program is seen to need; may be repeated
     --oversubscribe      let ranks share clones when memory does not allow one each
     --strict             refuse more virtual CPUs than this machine has cores
     --start-timeout T    how long clones and ranks may take to start (default 2m)
@@ -83,6 +90,8 @@ type options struct {
 	env           []string
 	label         bool
 	image         string
+	mpi           guest.MPI
+	with          []string // absolute paths
 	oversubscribe bool
 	strict        bool
 	startLimit    time.Duration
@@ -137,6 +146,8 @@ func launcherFlags() []cli.Flag {
 		&cli.StringSliceFlag{Name: "env", Aliases: []string{"genv"}, KeepSpace: true},
 		&cli.BoolFlag{Name: "l", Aliases: []string{"prepend-rank"}},
 		&cli.StringFlag{Name: "image"},
+		&cli.StringFlag{Name: "mpi"},
+		&cli.StringSliceFlag{Name: "with", KeepSpace: true},
 		&cli.BoolFlag{Name: "oversubscribe"},
 		&cli.BoolFlag{Name: "strict"},
 		&cli.DurationFlag{Name: "start-timeout", Value: 2 * time.Minute},
@@ -217,6 +228,16 @@ func parseOptions(c *cli.Context) (options, error) {
 		return o, fmt.Errorf("--via %s: it is %s or %s", o.via, viaOrted, viaPMIx)
 	}
 	o.ppn = min(o.ppn, o.np)
+	var err error
+	if o.mpi, err = guest.ParseMPI(c.String("mpi")); err != nil {
+		return o, err
+	}
+	if o.with, err = existing("--with", c.StringSlice("with")); err != nil {
+		return o, err
+	}
+	if len(o.with) > 0 && o.image != "" {
+		return o, errors.New("--with: a disk image of your own has what it has: put it there")
+	}
 	return o, parseCommon(c, &o)
 }
 

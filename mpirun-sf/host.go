@@ -101,8 +101,15 @@ func (j *job) startDaemon(ctx context.Context, notice func(sfld.Notice)) (*sfld.
 
 // prepareArgs says what the clones are copies of, and how many are expected.
 func (j *host) prepareArgs(expect int) sfld.PrepareArgs {
+	in := sfld.Guest{With: slices.Concat(j.with, j.files()[1:]), Needs: j.found.needs}
+	if len(in.Needs) > 0 {
+		for _, s := range j.shares {
+			in.Shared = append(in.Shared, s.dir)
+		}
+	}
 	return sfld.PrepareArgs{
-		Program: j.program, LibraryPath: os.Getenv("LD_LIBRARY_PATH"), Disk: j.image, Guest: sfld.Guest{With: j.files()[1:]},
+		Guest:   in,
+		Program: j.program, LibraryPath: os.Getenv("LD_LIBRARY_PATH"), Disk: j.image,
 		User: j.user.name, Home: j.user.home,
 		VCPUs: j.ppn, Memory: j.memory * int64(j.ppn), Expect: expect,
 	}
@@ -282,9 +289,11 @@ func source(image string) string {
 func (j *host) serve(ctx context.Context, programs ...string) (mounts []share.Mounting, places []agent.Place, err error) {
 	var outside []string
 	for _, p := range programs {
-		if j.shared(p) {
+		switch {
+		case j.shared(p):
 			places = append(places, agent.Place{From: p, At: p})
-		} else {
+		case j.inGuest(p):
+		default:
 			outside = append(outside, p)
 		}
 	}

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"text/tabwriter"
 
 	"github.com/urfave/cli/v2"
@@ -21,8 +22,11 @@ func imageCommand() *cli.Command {
 			{Name: "ls", Usage: "list the images, with their checkpoints' size", Action: imageList},
 			{Name: "rm", Usage: "remove images by key", ArgsUsage: "KEY ... | --all", Action: imageRemove,
 				Flags: []cli.Flag{&cli.BoolFlag{Name: "all", Usage: "every image that is not in use"}}},
-			{Name: "build", Usage: "build, boot and checkpoint a program's image ahead of its first run", ArgsUsage: "PROGRAM", Action: imageBuild,
-				Flags: []cli.Flag{&cli.StringFlag{Name: "memory", Value: "512M"}, &cli.IntFlag{Name: "ppn", Value: 1}}},
+			{Name: "build", Usage: "build, boot and checkpoint a program's image ahead of its first run, in the folder of that", ArgsUsage: "PROGRAM [ARGUMENTS]", Action: imageBuild,
+				Flags: []cli.Flag{
+					&cli.StringFlag{Name: "memory", Value: "512M"}, &cli.IntFlag{Name: "ppn", Value: 1},
+					&cli.StringSliceFlag{Name: "with", KeepSpace: true, Usage: "a program, file or folder to have in it"},
+				}},
 		},
 	}
 }
@@ -75,14 +79,11 @@ func imageRemove(c *cli.Context) error {
 }
 
 func imageBuild(c *cli.Context) error {
-	if c.NArg() != 1 {
-		return errors.New("image build: it takes one program")
+	if c.NArg() == 0 {
+		return errors.New("image build: it takes a program, and arguments if they name others")
 	}
-	program, err := findProgram(c.Args().First(), mustGetwd())
+	with, err := existing("--with", c.StringSlice("with"))
 	if err != nil {
-		return err
-	}
-	if _, err := guest.Recognise(program, os.Getenv("LD_LIBRARY_PATH")); err != nil {
 		return err
 	}
 	if err := checkMachine(); err != nil {
@@ -92,10 +93,14 @@ func imageBuild(c *cli.Context) error {
 	if err != nil {
 		return fmt.Errorf("--memory %s: it is a size from 128M, such as 512M or 2G", c.String("memory"))
 	}
-	j := newHost(newJob(options{ppn: c.Int("ppn"), memory: memory, hostOptions: hostOptions{allocator: "local"}}))
-	j.program = program
-	if j.user, err = findCaller(); err != nil {
+	j := newHost(newJob(options{
+		ppn: c.Int("ppn"), memory: memory, with: with, argv: c.Args().Slice(), dir: mustGetwd(), hostOptions: hostOptions{allocator: "local"},
+	}))
+	if err := j.job.check(); err != nil {
 		return err
+	}
+	if !slices.Contains(systemFolders, j.dir) {
+		j.shares = []shareOption{{dir: j.dir}} // as in the jobs that will run here
 	}
 	if err := j.open(c.Context); err != nil {
 		return err

@@ -81,6 +81,8 @@ func (j *inside) check() error {
 		switch why := ofTheVM[name]; {
 		case name == "image":
 			return errors.New("--image: inside a virtual machine, clones are copies of it: give --image to mpirun-sf vm run")
+		case name == "with":
+			return errors.New("--with: inside a virtual machine, clones have the files that it has: give --with to mpirun-sf vm run")
 		case name == "share":
 			return errors.New("--share: inside a virtual machine, clones have the folders that it has: give --share to mpirun-sf vm run")
 		case why != "":
@@ -96,11 +98,11 @@ func (j *inside) check() error {
 	if j.instead != nil {
 		return nil // Open MPI's closure is large, and nothing of it is to be known here
 	}
-	files, err := guest.Closure(j.program, os.Getenv("LD_LIBRARY_PATH"))
-	if err != nil {
+	// What is missing is said here, not by the linker of each rank.
+	if _, err := guest.Closure(j.program, os.Getenv("LD_LIBRARY_PATH")); err != nil {
 		return err
 	}
-	j.ucx = files.UCX
+	j.ucx = j.found.ucx
 	return nil
 }
 

@@ -61,7 +61,7 @@ func (j *job) chooseVia(name string) error {
 
 // chooseOrted has the job's program run by Open MPI's launcher.
 func (j *job) chooseOrted() error {
-	l, err := findOrterun(j.program)
+	l, err := j.findOrterun()
 	if err != nil {
 		return err
 	}
@@ -72,13 +72,9 @@ func (j *job) chooseOrted() error {
 	return nil
 }
 
-// findOrterun finds the launcher that goes with a program's library.
-func findOrterun(program string) (openmpi.Launcher, error) {
-	libraries, err := guest.Libraries(program, os.Getenv("LD_LIBRARY_PATH"))
-	if err != nil {
-		return openmpi.Launcher{}, err
-	}
-	return openmpi.Find(context.Background(), libraries)
+// findOrterun finds the launcher that goes with the program's library.
+func (j *job) findOrterun() (openmpi.Launcher, error) {
+	return openmpi.Find(context.Background(), j.found.libraries)
 }
 
 // serveOrted serves the agents and daemons of Open MPI's launcher.
@@ -255,9 +251,9 @@ func needsOrted(o options) error {
 	if err != nil {
 		return err
 	}
-	kind, err := guest.Recognise(program, os.Getenv("LD_LIBRARY_PATH"))
-	if err == nil && kind != guest.KindOpenMPI {
-		err = fmt.Errorf("ompi allocate: %s is a %v, and a guest for it has no Open MPI: give a program of Open MPI", o.argv[0], kind)
+	c, err := guest.RecogniseCommand(append([]string{program}, o.argv[1:]...), o.dir, os.Environ(), o.mpi)
+	if err == nil && c.MPI != guest.OpenMPI {
+		err = fmt.Errorf("ompi allocate: %s is a %v, and a guest for it has no Open MPI: give a program of Open MPI", o.argv[0], c.Kind)
 	}
 	return err
 }
@@ -273,7 +269,7 @@ func (j *job) serveAllocation(ctx context.Context, s site, places []launch.Place
 	}
 	l := j.orterun
 	if l.Path == "" { // the program is not itself one of Open MPI
-		if l, err = findOrterun(j.program); err != nil {
+		if l, err = j.findOrterun(); err != nil {
 			return err
 		}
 	}

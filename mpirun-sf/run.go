@@ -28,6 +28,7 @@ type job struct {
 	program string       // absolute path
 	apps    []launch.App // what runs instead, with its own rules
 	rules   rules        // of mpiexec, whose part this launcher takes; nil for its own
+	found   recognised   // of the programs
 	id      string
 	lost    chan string
 	begin   time.Time
@@ -201,38 +202,10 @@ func (j *job) check() (err error) {
 	j.program = j.apps[0].File
 	for _, a := range j.apps {
 		if err == nil && !j.noClone {
-			err = recognise(a.Argv[0], a.File)
+			err = j.refuseOpenMPI(a)
 		}
 	}
 	return err
-}
-
-// choose finds out how the job's program is launched.
-func (j *job) choose() error {
-	kind, err := guest.Recognise(j.program, os.Getenv("LD_LIBRARY_PATH"))
-	switch {
-	case err != nil:
-		return err
-	case kind == guest.KindOpenMPI:
-		return j.chooseVia(j.argv[0])
-	case j.via != "":
-		return fmt.Errorf("--via %s: that is for programs of Open MPI, and %s is a %v", j.via, j.argv[0], kind)
-	}
-	return recognise(j.argv[0], j.program)
-}
-
-// recognise finds out whether clones can run a program that the user calls name.
-func recognise(name, path string) error {
-	kind, err := guest.Recognise(path, os.Getenv("LD_LIBRARY_PATH"))
-	switch {
-	case err != nil:
-		return err
-	case kind == guest.KindScript:
-		return fmt.Errorf("%s is a script, and scripts cannot be launched yet: give the MPI program itself", name)
-	case kind == guest.KindOpenMPI:
-		return guest.OpenMPIError(name)
-	}
-	return nil
 }
 
 // findProgram resolves a program's name as a shell would in dir.

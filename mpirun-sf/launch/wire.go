@@ -15,6 +15,7 @@ type Wire int
 const (
 	WirePMI  Wire = iota // as the MPICH family does: package pmi
 	WirePMIx             // as the Open MPI family does, without its daemons: package pmix
+	WireNone             // not at all: programs without an MPI
 )
 
 // wire is that of one group.
@@ -36,9 +37,18 @@ func (g *group) newWire(send func(event)) (wire, error) {
 		return g.newPMIWire(send)
 	case WirePMIx:
 		return g.newPMIxWire(send)
+	case WireNone:
+		return noWire{}, nil
 	}
 	return nil, fmt.Errorf("there is no wire %d", g.run.Wire)
 }
+
+// noWire offers ranks nothing.
+type noWire struct{}
+
+func (noWire) prepare(context.Context, context.Context, Place) error { return nil }
+func (noWire) command(Place, int, *agent.Command)                    {}
+func (noWire) final(int) pmi.State                                   { return pmi.NotStarted }
 
 // pmiWire serves PMI: the server here, and a proxy in each clone.
 type pmiWire struct {

@@ -71,7 +71,7 @@ func Closure(binary, libraryPath string) (*Files, error) {
 	case o.interp == "":
 		files.Kind = KindStatic
 	default:
-		if files.Kind = mpiKind(set.names()); files.Kind == 0 {
+		if files.Kind = mpiKind(slices.Concat(o.needed, set.names())); files.Kind == 0 {
 			files.Kind = KindDynamic
 		}
 	}

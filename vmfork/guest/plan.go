@@ -29,6 +29,8 @@ type Spec struct {
 	User        User
 	Tools       bool     // what somebody at a shell expects: see Tools
 	With        []string // more programs, files and folders of this machine, absolute paths; each brings what it needs to work
+	Needs       []string // what the program runs and reads besides, see Command; what cannot be brought is not
+	Shared      []string // folders of this machine that guests mount: what lies there is not brought for Needs' sake
 	Hooks       []string // executables of this machine that each clone runs before anything else, in this order
 	Free        int64    // bytes to leave free in the root; 0 is DefaultFree
 	Kernel      *Kernel  // nil: what FindKernel finds
@@ -83,12 +85,6 @@ func newPlan(spec Spec) (*plan, error) {
 		for _, f := range files.Files {
 			p.tree[f.Path] = f
 		}
-		if files.UCX {
-			// The agent has it. Without it the program could hang at its end.
-			if _, err := UCXProgress(); err != nil {
-				return nil, err
-			}
-		}
 	}
 	p.tree.addTopLinks()
 	// A shell for scripts and system(3). Busybox, if the machine has it, makes do
@@ -109,9 +105,22 @@ func newPlan(spec Spec) (*plan, error) {
 		g.addShell()
 		p.made = append(p.made, shellFiles(p.tree)...)
 	}
+	for _, name := range spec.Needs {
+		g.need(name, spec.Shared)
+	}
 	for _, name := range spec.With {
 		if err := g.add(name); err != nil {
 			return nil, fmt.Errorf("bring %s into the guest: %w", name, err)
+		}
+	}
+	if p.files != nil {
+		// What a script or a Python runs counts as well.
+		p.files.UCX = p.files.UCX || len(spec.Needs) > 0 && p.tree.has("libucp.so") && (p.tree.has("libmpich.so") || p.tree.has("libmpi.so.12"))
+	}
+	if p.files != nil && p.files.UCX {
+		// The agent has it. Without it the program could hang at its end.
+		if _, err := UCXProgress(); err != nil {
+			return nil, err
 		}
 	}
 	for i, name := range spec.Hooks {

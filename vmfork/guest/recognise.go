@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -18,11 +19,12 @@ import (
 type Kind int
 
 const (
-	KindMPICH   Kind = iota + 1 // dynamic, with a library of the MPICH family (MPICH, Intel MPI, MVAPICH)
-	KindOpenMPI                 // dynamic, with Open MPI's library
-	KindStatic                  // static; whether there is an MPI in it cannot be told
-	KindDynamic                 // dynamic, without an MPI library
-	KindScript                  // text that begins with #!
+	KindMPICH    Kind = iota + 1 // dynamic, with a library of the MPICH family (MPICH, Intel MPI, MVAPICH)
+	KindOpenMPI                  // dynamic, with Open MPI's library
+	KindStatic                   // static; whether there is an MPI in it cannot be told
+	KindDynamic                  // dynamic, without an MPI library
+	KindScript                   // text that begins with #!
+	KindOtherMPI                 // dynamic, with a library named as an MPI's, of neither family
 )
 
 func (k Kind) String() string {
@@ -37,6 +39,8 @@ func (k Kind) String() string {
 		return "program without an MPI library"
 	case KindScript:
 		return "script"
+	case KindOtherMPI:
+		return "program of another MPI"
 	}
 	return fmt.Sprintf("Kind(%d)", int(k))
 }
@@ -58,20 +62,23 @@ func Recognise(path, libraryPath string) (Kind, error) {
 	if o == nil {
 		return KindScript, nil
 	}
+	kind, _ := newLinker(libraryPath).kind(o)
+	return kind, nil
+}
+
+// kind is that of a program, with the libraries that were found for it. A library
+// of MPI may be behind another one, as with PETSc or HDF5. What is missing is for
+// Closure to complain about.
+func (l *linker) kind(o *object) (Kind, *linkSet) {
+	set := l.set()
 	if o.interp == "" {
-		return KindStatic, nil
+		return KindStatic, set
 	}
-	if k := mpiKind(o.needed); k != 0 {
-		return k, nil
-	}
-	// The library may be behind another one, as with PETSc or HDF5. What is
-	// missing is for Closure to complain about.
-	set := newLinker(libraryPath).set()
 	set.resolve(o)
-	if k := mpiKind(set.names()); k != 0 {
-		return k, nil
+	if k := mpiKind(slices.Concat(o.needed, set.names())); k != 0 {
+		return k, set
 	}
-	return KindDynamic, nil
+	return KindDynamic, set
 }
 
 // Libraries are the paths of the libraries that a program is linked with, as the
@@ -103,6 +110,8 @@ func mpiKind(names []string) Kind {
 		case base == "libmpich",
 			base == "libmpi" && version == ".12": // the MPICH ABI initiative's name
 			kind = KindMPICH
+		case kind == 0 && (base == "libmpi" || base == "libmpi_abi"):
+			kind = KindOtherMPI
 		}
 	}
 	return kind

@@ -154,6 +154,16 @@ func split(path string) []string {
 	return slices.DeleteFunc(strings.Split(path, "/"), func(s string) bool { return s == "" || s == "." })
 }
 
+// has tells if there is a file whose name begins with prefix.
+func (t tree) has(prefix string) bool {
+	for p := range t {
+		if strings.HasPrefix(filepath.Base(p), prefix) {
+			return true
+		}
+	}
+	return false
+}
+
 // bytes is the size of all files together.
 func (t tree) bytes() int64 {
 	var n int64

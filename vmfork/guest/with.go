@@ -24,6 +24,11 @@ type gatherer struct {
 	l       *linker
 	t       tree
 	folders []string // that are in whole, by their real paths
+
+	// For what is brought for a command's sake: folders that come over shares, and
+	// what is passed over in folders.
+	shared []string
+	skip   func(folder string) bool
 }
 
 // anew are folders over which a guest's agent mounts something of its own.
@@ -41,7 +46,7 @@ func (g *gatherer) add(path string) error {
 		return err
 	case real == "/":
 		return errors.New("it is the whole machine: name the folders that the guest needs")
-	case within(real, anew...):
+	case g.anew(real):
 		return fmt.Errorf("%s is made anew in each guest: copy what you want of it elsewhere", real)
 	case info.IsDir():
 		return g.folder(real)
@@ -153,7 +158,7 @@ func (g *gatherer) folder(real string) error {
 		if err != nil {
 			return err
 		}
-		if d.IsDir() && within(path, anew...) {
+		if d.IsDir() && (g.anew(path) || g.skip != nil && g.skip(path)) {
 			return fs.SkipDir
 		}
 		info, err := d.Info()
@@ -190,7 +195,7 @@ func (g *gatherer) folder(real string) error {
 // is a folder so far up that it was hardly meant.
 func (g *gatherer) follow(link string) error {
 	real, info, err := g.t.walk(link)
-	if err != nil || within(real, anew...) || info.Mode().Perm()&0o004 == 0 {
+	if err != nil || g.anew(real) || info.Mode().Perm()&0o004 == 0 {
 		return nil
 	}
 	if _, in := g.t[real]; in {
@@ -205,6 +210,34 @@ func (g *gatherer) follow(link string) error {
 		return nil
 	}
 	return g.folder(real)
+}
+
+// anew tells if a guest makes its own of what is at path.
+func (g *gatherer) anew(path string) bool { return within(path, anew...) && !within(path, g.shared...) }
+
+// need brings what a command was seen to need (Command.Needs): programs, files and
+// folders with all that they need in their turn. Nobody named them, so what is
+// broken, or wants a display, stays out. Of what lies in a shared folder, which
+// comes over the share, only what it needs elsewhere is brought.
+func (g *gatherer) need(path string, shared []string) {
+	trial := &gatherer{l: g.l, t: tree{}, folders: g.folders, shared: shared, skip: pythonBallast}
+	info, err := os.Stat(path)
+	if err != nil || trial.add(path) != nil {
+		return
+	}
+	if !info.IsDir() {
+		for p := range trial.t {
+			if unwanted(filepath.Base(p)) {
+				return
+			}
+		}
+	}
+	g.folders = trial.folders
+	for p, f := range trial.t {
+		if !within(p, shared...) {
+			g.t[p] = f
+		}
+	}
 }
 
 // within tells if path is one of the folders or lies below one.

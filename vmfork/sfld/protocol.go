@@ -45,8 +45,13 @@ type PrepareArgs struct {
 type Guest struct {
 	Tools bool     // a shell, and what is used from it
 	With  []string // programs, files and folders of this machine
+	Needs []string // what a script or an interpreter was seen to need (guest.Command)
 	Hooks []string // executables that run in each clone before its first process goes on
 	Free  int64    // bytes to leave free on its disk, 0 for the default
+
+	// Shared are the folders that it will mount: nothing of them is in it for the
+	// sake of Needs.
+	Shared []string
 }
 
 // VMArgs describes the first VM of a job.

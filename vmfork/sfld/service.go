@@ -108,7 +108,7 @@ func (e *Engine) guestImage(ctx context.Context, args PrepareArgs) (*guest.Image
 	spec := guest.Spec{
 		Program: args.Program, LibraryPath: args.LibraryPath, Agent: e.self,
 		User:  guest.User{Name: args.User, UID: e.opts.UID, GID: e.opts.GID, Home: args.Home},
-		Tools: args.Guest.Tools, With: args.Guest.With, Hooks: args.Guest.Hooks, Free: args.Guest.Free,
+		Tools: args.Guest.Tools, With: args.Guest.With, Needs: args.Guest.Needs, Shared: args.Guest.Shared, Hooks: args.Guest.Hooks, Free: args.Guest.Free,
 	}
 	progress := func(line string) { e.notify(Notice{Progress: line}) }
 	if args.Disk != "" {
