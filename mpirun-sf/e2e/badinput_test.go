@@ -26,7 +26,7 @@ func TestBadInput(t *testing.T) {
 	nothingIsLeft(t)
 	dir := t.TempDir()
 	write(t, filepath.Join(dir, "text"), "not a program\n")
-	write(t, filepath.Join(dir, "script"), "#!/bin/sh\necho hello\n")
+	write(t, filepath.Join(dir, "script"), "#!/no/such/shell\necho hello\n")
 	write(t, filepath.Join(dir, "empty"), "")
 	copyTo(t, dir, "hello")
 	b, err := os.ReadFile(example("hello"))
@@ -39,7 +39,7 @@ func TestBadInput(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	openMPI := openMPIProgram(t, dir)
+	openMPI, strange := programOf(t, dir, "libmpi.so.40"), programOf(t, dir, "libmpi.so.7")
 	for name, c := range map[string]struct {
 		args  []string
 		words []string
@@ -52,7 +52,11 @@ func TestBadInput(t *testing.T) {
 		"a folder":               {[]string{"./"}, []string{"is a folder"}},
 		"an empty file":          {[]string{"./empty"}, []string{"is empty"}},
 		"a damaged program":      {[]string{"./damaged"}, []string{"is damaged", "compile it again"}},
-		"a script":               {[]string{"./script"}, []string{"is a script", "give the MPI program"}},
+		"a script of nobody":     {[]string{"./script"}, []string{"script wants to be run by /no/such/shell", "install it"}},
+		"another MPI":            {[]string{strange}, []string{"libmpi.so.7", "neither MPICH's nor Open MPI's", "--mpi mpich"}},
+		"an MPI of no name":      {[]string{"--mpi", "lam", "./hello"}, []string{"--mpi lam", "mpich, openmpi or none"}},
+		"with nothing":           {[]string{"--with", "no-such", "./hello"}, []string{"--with no-such", "no such file"}},
+		"with a disk":            {[]string{"--with", "/bin/ls", "--image", "text", "./hello"}, []string{"--with", "a disk image of your own"}},
 		"an Open MPI program":    {[]string{openMPI}, []string{"Open MPI", "mpicc.mpich"}},
 		"np 0":                   {[]string{"-np", "0", "./hello"}, []string{"-np 0", "from 1 to"}},
 		"np -1":                  {[]string{"-np", "-1", "./hello"}, []string{"-np -1", "from 1 to"}},
@@ -79,14 +83,14 @@ func TestBadInput(t *testing.T) {
 	}
 }
 
-// openMPIProgram links a program with a library of Open MPI's name.
-func openMPIProgram(t *testing.T, dir string) string {
+// programOf links a program with a library of an MPI's name.
+func programOf(t *testing.T, dir, library string) string {
 	t.Helper()
 	write(t, filepath.Join(dir, "mpi.c"), "int MPI_Init(int *c, char ***v) { return 0; }\n")
 	write(t, filepath.Join(dir, "main.c"), "int MPI_Init(int *, char ***); int main(int c, char **v) { return MPI_Init(&c, &v); }\n")
 	for _, args := range [][]string{
-		{"-shared", "-fPIC", "-Wl,-soname,libmpi.so.40", "-o", "libmpi.so.40", "mpi.c"},
-		{"-o", "open-mpi-program", "main.c", "./libmpi.so.40"},
+		{"-shared", "-fPIC", "-Wl,-soname," + library, "-o", library, "mpi.c"},
+		{"-o", "program-of-" + library, "main.c", "./" + library, "-Wl,-rpath," + dir},
 	} {
 		cmd := exec.Command("gcc", args...)
 		cmd.Dir = dir
@@ -94,7 +98,7 @@ func openMPIProgram(t *testing.T, dir string) string {
 			t.Fatalf("gcc %v: %v\n%s", args, err, out)
 		}
 	}
-	return filepath.Join(dir, "open-mpi-program")
+	return filepath.Join(dir, "program-of-"+library)
 }
 
 // hiding runs the launcher where paths lead to nothing: in a mount namespace
