@@ -39,7 +39,7 @@ func TestBadInput(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	openMPI, strange := programOf(t, dir, "libmpi.so.40"), programOf(t, dir, "libmpi.so.7")
+	strange := programOf(t, dir, "libmpi.so.7")
 	for name, c := range map[string]struct {
 		args  []string
 		words []string
@@ -57,7 +57,6 @@ func TestBadInput(t *testing.T) {
 		"an MPI of no name":      {[]string{"--mpi", "lam", "./hello"}, []string{"--mpi lam", "mpich, openmpi or none"}},
 		"with nothing":           {[]string{"--with", "no-such", "./hello"}, []string{"--with no-such", "no such file"}},
 		"with a disk":            {[]string{"--with", "/bin/ls", "--image", "text", "./hello"}, []string{"--with", "a disk image of your own"}},
-		"an Open MPI program":    {[]string{openMPI}, []string{"Open MPI", "mpicc.mpich"}},
 		"np 0":                   {[]string{"-np", "0", "./hello"}, []string{"-np 0", "from 1 to"}},
 		"np -1":                  {[]string{"-np", "-1", "./hello"}, []string{"-np -1", "from 1 to"}},
 		"np x":                   {[]string{"-np", "x", "./hello"}, []string{"np", "--help"}},
