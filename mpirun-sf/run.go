@@ -17,7 +17,6 @@ import (
 
 	"github.com/mpirun-sf/mpirun-sf/mpirun-sf/launch"
 	"github.com/mpirun-sf/mpirun-sf/mpirun-sf/openmpi"
-	"github.com/mpirun-sf/mpirun-sf/vmfork/guest"
 	"github.com/mpirun-sf/mpirun-sf/vmfork/trace"
 )
 
