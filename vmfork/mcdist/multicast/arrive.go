@@ -36,13 +36,21 @@ func (f *Fetch) receive() {
 func (f *Fetch) take(p []byte, _ netip.AddrPort, at time.Time) {
 	f.receiver.tally.packetsReceived.Add(1)
 	f.receiver.tally.multicastTaken.Add(uint64(len(p)))
-	if err := f.group(p, at); err != nil {
+	wire := len(p) + wireHeaders
+	if len(p) > 0 && p[0] == pieceMark {
+		var pieces int
+		if p, pieces = f.joiner.join(p); p == nil {
+			return
+		}
+		wire = len(p) + pieces*(pieceHeader+wireHeaders)
+	}
+	if err := f.group(p, wire, at); err != nil {
 		f.receiver.tally.refused(err)
 	}
 }
 
-// group takes one packet of the group.
-func (f *Fetch) group(p []byte, at time.Time) error {
+// group takes one packet of the group, which took that many bytes of the link.
+func (f *Fetch) group(p []byte, wire int, at time.Time) error {
 	h, err := parseHeader(p)
 	if err != nil || h.way != toGroup || h.from != f.origin.end {
 		return errForeign
@@ -59,7 +67,7 @@ func (f *Fetch) group(p []byte, at time.Time) error {
 	f.heard = now
 	f.report.seen = max(f.report.seen, h.counter+1)
 	f.report.packets++
-	f.report.bytes += uint64(len(p) + wireHeaders)
+	f.report.bytes += uint64(wire)
 	f.mu.Unlock()
 	if len(m) == 0 {
 		return errMalformed

@@ -22,6 +22,7 @@ type batch struct {
 	runs    []byte // encoded
 	k       int
 	size    int // of a symbol, bytes
+	pieces  int // into which each packet is cut
 	length  int // of the content, bytes
 	content []byte
 	next    int // index of the next symbol to be sent; from k on it is parity
@@ -30,9 +31,12 @@ type batch struct {
 	short    int    // symbols that the worst receiver lacks
 }
 
-// pack makes a batch of blocks, which lie in p one after another.
-func pack(number uint32, flags byte, runs []run, p []byte, room int, compress bool) *batch {
-	b := &batch{number: number, flags: flags, runs: encodeRuns(runs)}
+// pack makes a batch of blocks, which lie in p one after another, for packets that are cut into at most that many pieces.
+func pack(number uint32, flags byte, runs []run, p []byte, room, pieces int, compress bool) *batch {
+	b := &batch{number: number, flags: flags, runs: encodeRuns(runs), pieces: pieces}
+	if pieces > 1 {
+		room = pieces * (room - pieceHeader)
+	}
 	room -= overhead + dataHeader + len(b.runs)
 	content := p
 	if compress {
@@ -47,6 +51,9 @@ func pack(number uint32, flags byte, runs []run, p []byte, room int, compress bo
 	b.length = len(content)
 	b.k = (b.length + room - 1) / room
 	b.size = (b.length + b.k - 1) / b.k // the symbols are equally long, rather than all but the last
+	if rest := b.packetSize() % pieces; rest > 0 {
+		b.size += pieces - rest // and so are the pieces
+	}
 	b.k = (b.length + b.size - 1) / b.size
 	b.content = make([]byte, b.k*b.size)
 	copy(b.content, content)
@@ -62,7 +69,7 @@ func encodeRuns(runs []run) (p []byte) {
 	return p
 }
 
-// packetSize is the size of each packet of the batch, bytes.
+// packetSize is the size of each packet of the batch before it is cut, bytes.
 func (b *batch) packetSize() int { return overhead + dataHeader + len(b.runs) + b.size }
 
 // put makes the message for one symbol at p[headerSize:] of a packet; p is as long as the packet will be.

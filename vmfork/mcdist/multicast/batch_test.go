@@ -24,8 +24,9 @@ func TestAnySymbolsWillDo(t *testing.T) {
 			m.ReadBlocks(rest[:x.n*slice.BlockSize], x.first)
 			rest = rest[x.n*slice.BlockSize:]
 		}
-		b := pack(uint32(round), 0, runs, p, 1472, r.IntN(2) == 0)
-		if b.packetSize() > 1472 || b.k > maxSymbols*3/4 {
+		pieces := 1 + r.IntN(6)
+		b := pack(uint32(round), 0, runs, p, 1472, pieces, r.IntN(2) == 0)
+		if b.packetSize()%pieces != 0 || b.packetSize()/pieces > 1472 || b.k > maxSymbols*3/4 {
 			t.Fatalf("%d packets of %d bytes", b.k, b.packetSize())
 		}
 		indices := r.Perm(maxSymbols)
@@ -76,7 +77,7 @@ func TestSymbolOfAnotherBatch(t *testing.T) {
 	m := newImage(3, 1<<20)
 	p := make([]byte, 8*slice.BlockSize)
 	m.ReadBlocks(p, 0)
-	b := pack(1, 0, []run{{0, 8}}, p, 1472, false)
+	b := pack(1, 0, []run{{0, 8}}, p, 1472, 1, false)
 	packet := make([]byte, b.packetSize())
 	b.put(packet, 0, 0)
 	d, err := parseData(packet[headerSize : len(packet)-tagSize])

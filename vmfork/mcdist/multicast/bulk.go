@@ -18,7 +18,7 @@ func (s *Sender) wakeBulk() {
 // was asked for ahead, then what is pushed. Sources take turns by batches.
 func (s *Sender) bulk() {
 	buffer := make([]byte, maxBatchBlocks*slice.BlockSize)
-	packets := make([]byte, 1<<16)
+	packets := make([]byte, 2<<16)
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	var compress compressor
@@ -69,10 +69,11 @@ type bulkJob struct {
 	idle  bool // or tell the group that there is nothing more
 }
 
-// train is how many packets are sent at once: what the rate allows for in a millisecond. Fewer cost more processor time
-// each, more would come in bursts that a switch cannot take.
+// train is how many packets are sent at once: what the rate allows for in half a millisecond. Fewer cost more processor
+// time each. More would come in bursts that a switch cannot take, or that the kernel cuts up to delay them: then they cost
+// as much as if they had been sent one by one.
 func (s *Sender) train(size int) int {
-	return min(maxSegments, max(4, int(s.pace.rate()/1000)/size))
+	return max(1, min(maxSegments, max(4*s.room, int(s.pace.rate()/2000))/size)) // a long one is more than four
 }
 
 // idleAfter says when beacons follow the last packet: by then everybody should have asked for what was lost.
@@ -208,7 +209,11 @@ func (s *Sender) begin(job bulkJob, buffer []byte, compress *compressor) {
 	number := src.next
 	src.next++
 	s.mu.Unlock()
-	b := pack(number, job.flags, job.runs, p, s.room, compress.worth())
+	pieces := 1
+	if s.pace.clean(time.Now()) {
+		pieces = maxRoom / s.room
+	}
+	b := pack(number, job.flags, job.runs, p, s.room, pieces, compress.worth())
 	compress.learn(b.flags&flagCompressed != 0)
 	s.tally.blocks.Add(uint64(n))
 	if job.flags&flagPushed != 0 {

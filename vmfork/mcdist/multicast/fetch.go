@@ -19,6 +19,7 @@ type Fetch struct {
 	accept   func(w welcome) (Sink, error)
 	socket   socket
 	open     *opener // used by the goroutine that receives the group, alone
+	joiner   joiner  // likewise
 	begun    time.Time
 	all      sync.WaitGroup
 	done     chan struct{}

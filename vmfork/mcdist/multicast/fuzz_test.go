@@ -14,7 +14,7 @@ import (
 func FuzzMessage(f *testing.F) {
 	id := randomID(1)
 	m := newImage(1, 64<<12)
-	b := pack(3, 0, []run{{2, 4}}, m.data[2<<12:6<<12], 1472, true)
+	b := pack(3, 0, []run{{2, 4}}, m.data[2<<12:6<<12], 1472, 1, true)
 	packet := make([]byte, b.packetSize())
 	b.put(packet, 1, 7)
 	data := packet[headerSize : len(packet)-tagSize]

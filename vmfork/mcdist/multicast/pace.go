@@ -26,6 +26,8 @@ type pace struct {
 	decided time.Time
 	cut     time.Time // when it was last lowered
 	worst   float64   // loss of the worst receiver that counts
+	rough   time.Time // when that was last worth mentioning
+	tight   bool      // somebody loses something because it is too fast
 	flows   map[*flow]struct{}
 }
 
@@ -75,6 +77,10 @@ const (
 	// more, and slowAfter how long it then has to show that it takes at least half of what the others do.
 	aloneLimit = 8
 	slowAfter  = 1500 * time.Millisecond
+	// lossy is the loss from which on something is done about it before it is known what was lost.
+	lossy = 0.003
+	// cleanAfter is how long nothing was lost until packets are long (again).
+	cleanAfter = time.Second
 )
 
 func newPace() *pace {
@@ -149,7 +155,7 @@ func (p *pace) reported(f *flow, r *report, sent uint64, now time.Time) {
 	if p.busy.IsZero() || p.busy.After(f.noted) {
 		// Not all of that time was there something to send: it says something about losses, and nothing about rates.
 		f.usual += (loss - f.usual) * 0.1
-		p.worst = max(p.worst, f.usual)
+		p.lose(max(p.worst, f.usual), now)
 		f.note(r, sent, p.total, now)
 		return
 	}
@@ -164,7 +170,6 @@ func (p *pace) reported(f *flow, r *report, sent uint64, now time.Time) {
 	}
 	f.rate += (rate - f.rate) * 0.4
 	f.recent += (loss - f.recent) * 0.3
-	f.usual += (loss - f.usual) * 0.1
 	f.queue = float64(r.queue) / 1e6
 	f.least(now)
 	lag := float64(r.lag) / 1e6
@@ -175,6 +180,9 @@ func (p *pace) reported(f *flow, r *report, sent uint64, now time.Time) {
 	if p.probing && f.queue > maxQueue/4 && rate < 0.8*sending {
 		// A queue has only begun to grow, but it will grow fast, for the rate was just raised by half.
 		f.choked, f.rate = true, rate
+	}
+	if !f.choked { // what is lost because of the rate is no reason for parity, which would be even more to send
+		f.usual += (loss - f.usual) * 0.1
 	}
 	f.at = now
 	f.note(r, sent, p.total, now)
@@ -243,7 +251,8 @@ func (p *pace) decide(now time.Time) {
 	if len(all) == 0 {
 		return
 	}
-	p.worst = worst
+	p.lose(worst, now)
+	p.tight = slices.ContainsFunc(choked, func(f *flow) bool { return f.recent >= lossy })
 	few := len(choked) <= len(all)/2
 	for _, f := range all {
 		switch {
@@ -330,11 +339,26 @@ func (p *pace) loss() float64 {
 	return p.worst
 }
 
+// lose notes the loss of the worst receiver. The lock is held.
+func (p *pace) lose(worst float64, now time.Time) {
+	if p.worst = worst; worst >= lossy {
+		p.rough = now
+	}
+}
+
+// clean reports whether packets may be long: receivers have just reported, none of them loses anything because of the rate, and
+// nothing has been lost for some time. If the link has become narrow most long ones would be lost, and nobody could report.
+func (p *pace) clean(now time.Time) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return !p.tight && now.Sub(p.decided) < 5*decideEvery && now.Sub(p.rough) > cleanAfter
+}
+
 // parity is how many parity symbols are sent with a batch of k at once: what is lost on average, and one standard
 // deviation more. Without losses it is none. More would spare some reports, and cost everybody's link.
 func (p *pace) parity(k int) int {
 	loss := p.loss()
-	if loss < 0.003 {
+	if loss < lossy {
 		return 0
 	}
 	return min(k/2+1, int(math.Ceil(float64(k)*loss/(1-loss)+math.Sqrt(float64(k)*loss))))
@@ -343,7 +367,7 @@ func (p *pace) parity(k int) int {
 // margin is how many symbols more are sent than are lacking, because some will be lost again.
 func (p *pace) margin(n int) int {
 	loss := p.loss()
-	if loss < 0.003 {
+	if loss < lossy {
 		return 0
 	}
 	return int(math.Ceil(float64(n)*loss + math.Sqrt(float64(n)*loss)))

@@ -81,7 +81,7 @@ func (s *Sender) sendNow(job urgentJob, runs []run, buffer, packets []byte) erro
 	number := src.next
 	src.next++
 	s.mu.Unlock()
-	b := pack(number, flagUrgent, runs, p, s.room-17, true) // an answer to one receiver has the id in each packet
+	b := pack(number, flagUrgent, runs, p, s.room-17, 1, true) // an answer to one receiver has the id in each packet
 	parity := max(s.pace.parity(b.k), min(job.attempt*(b.k+1)/2, maxSymbols-b.k))
 	last, err := s.sendBatch(src, b, b.k+parity, job.to, packets)
 	if err != nil {
@@ -97,7 +97,8 @@ func (s *Sender) sendNow(job urgentJob, runs []run, buffer, packets []byte) erro
 	return nil
 }
 
-// sendBatch sends the next n symbols of a batch, and returns the counter of the last. packets is scratch.
+// sendBatch sends the next n symbols of a batch, and returns the counter of the last. packets is scratch:
+// 64 KB, and as much again if what is sent has to be cut.
 func (s *Sender) sendBatch(src *source, b *batch, n int, to *peer, packets []byte) (last uint64, err error) {
 	size, at := b.packetSize(), src.group
 	out, extra := src.out, 0
@@ -108,7 +109,8 @@ func (s *Sender) sendBatch(src *source, b *batch, n int, to *peer, packets []byt
 		out, extra = to.out, len(src.id)+1
 		size += extra
 	}
-	train := min(len(packets)/size, maxSegments)
+	// What is cut needs as much again, and a little more.
+	train := max(1, min(1<<16/(size+b.pieces*pieceHeader), maxSegments/b.pieces))
 	for n > 0 {
 		k := min(n, train)
 		stamp := microseconds(time.Now())
@@ -124,16 +126,20 @@ func (s *Sender) sendBatch(src *source, b *batch, n int, to *peer, packets []byt
 			}
 			_, last = out.seal(p)
 		}
-		bytes := k * size
-		s.tally.packetsSent.Add(uint64(k))
+		sealed, sealedSize := packets[:k*size], size
+		if b.pieces > 1 {
+			sealed, sealedSize = cutPackets(packets[1<<16:], sealed, size, b.pieces)
+		}
+		bytes := len(sealed)
+		s.tally.packetsSent.Add(uint64(k * b.pieces))
 		if to == nil {
 			src.bytes.Add(uint64(bytes))
 			s.tally.multicastSent.Add(uint64(bytes))
 		} else {
 			s.tally.unicastSent.Add(uint64(bytes))
 		}
-		s.pace.spend(k, bytes)
-		if err := s.socket.send(packets[:bytes], size, at); err != nil {
+		s.pace.spend(k*b.pieces, bytes)
+		if err := s.socket.send(sealed, sealedSize, at); err != nil {
 			return last, err
 		}
 		n -= k
