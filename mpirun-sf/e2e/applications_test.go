@@ -27,7 +27,6 @@ type application struct {
 	openMPI  bool     // its family, else MPICH
 	prepare  func(t *testing.T, dir string)
 	argv     []string
-	stdin    string
 	output   string         // a file that it writes instead of standard output
 	numbers  *regexp.Regexp // what has to be the same, in each line that matches
 	atLeast  int            // so many lines

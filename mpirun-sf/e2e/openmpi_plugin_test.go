@@ -39,6 +39,7 @@ func TestOpenMPIPlugin(t *testing.T) {
 		saysHello(t, onHost, r.stdout, 4, "uid 0, MINE=, in "+dir)
 	})
 	t.Run("host, refused", func(t *testing.T) {
+		slow(t)
 		r := command{program: "orterun", args: []string{"-np", "2", "./no-such"}, env: host}.run(t)
 		if r.status != 1 || !strings.Contains(r.stderr, "No clones could be made to run your ranks in:\n\n  /") || !strings.Contains(r.stderr, "/no-such does not exist") ||
 			strings.Contains(r.stderr, "internal error") {
@@ -46,12 +47,14 @@ func TestOpenMPIPlugin(t *testing.T) {
 		}
 	})
 	t.Run("host, status", func(t *testing.T) {
+		slow(t)
 		r := command{program: "orterun", args: []string{"-np", "2", program, "exit"}, env: host}.run(t)
 		if r.status != 3 {
 			t.Errorf("status %d\n%s", r.status, r.stderr)
 		}
 	})
 	t.Run("host, a killed launcher", func(t *testing.T) {
+		slow(t)
 		// Open MPI's own folder for a session stays, as it does without clones.
 		session := "OMPI_MCA_orte_tmpdir_base=" + t.TempDir()
 		run := command{program: "orterun", args: []string{"-np", "2", program, "sleep"}, env: append(slices.Clone(host), session)}.start(t)
@@ -71,4 +74,12 @@ func TestOpenMPIPlugin(t *testing.T) {
 		machine.settles(t)
 		saysHello(t, inside, r.stdout, 2, "uid 0, MINE=, in "+dir)
 	})
+}
+
+// slow leaves a test to make test-all.
+func slow(t *testing.T) {
+	t.Helper()
+	if !full {
+		t.Skip("MPIRUN_SF_TEST_ALL=1 (make test-all) runs it")
+	}
 }
