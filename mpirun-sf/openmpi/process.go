@@ -95,13 +95,13 @@ func (s *Server) Run(ctx context.Context, p Process) (status int, err error) {
 		stdin.Close()
 	}()
 	r := running{Server: s, Process: p, pid: cmd.Process.Pid, ended: ended}
+	defer r.tidy()
 	err = r.wait(ctx)
 	var exit *exec.ExitError
 	switch {
 	case errors.As(err, &exit):
 		ws := exit.Sys().(syscall.WaitStatus)
 		if ws.Signaled() {
-			r.tidy()
 			return 128 + int(ws.Signal()), fmt.Errorf("the launcher of Open MPI, %s, was killed by signal %d", p.Path, ws.Signal())
 		}
 		return exit.ExitCode(), r.verdict(exit.ExitCode())
@@ -197,11 +197,11 @@ func (r *running) end() {
 	unix.Kill(-r.pid, unix.SIGKILL)
 	unix.Kill(r.pid, unix.SIGKILL)
 	<-r.ended
-	r.tidy()
 }
 
-// tidy removes the folder of a launcher that was killed: the session's, as ORTE
-// names it in the temporary folder.
+// tidy removes what a launcher has left that was killed, or that was in a hurry
+// when its daemons were gone: the session's folder, as ORTE names it in the
+// temporary folder.
 func (r *running) tidy() {
 	temporary := "/tmp"
 	for _, e := range r.Env {
