@@ -66,7 +66,13 @@ barrier; finalize`, 2)
 	if !strings.Contains(out, "spawned: cmd=spawn_result rc=0") {
 		t.Errorf("the spawner was told: %q", out)
 	}
-	for end := time.Now().Add(5 * time.Second); released.Load() != 1; time.Sleep(time.Millisecond) {
+	awaitReleased(t, released)
+}
+
+// awaitReleased waits until the places of one spawned group were given back.
+func awaitReleased(t *testing.T, released *atomic.Int32) {
+	t.Helper()
+	for end := time.Now().Add(20 * time.Second); released.Load() != 1; time.Sleep(time.Millisecond) {
 		if time.Now().After(end) {
 			t.Fatalf("the places were given back %d times", released.Load())
 		}
