@@ -74,6 +74,16 @@ var applications = []application{
 		argv: []string{"pw.x", "-in", "h2.in"}, numbers: regexp.MustCompile(`^! +total energy += +-[0-9]+\.[0-9]{5}`), atLeast: 1,
 	},
 	{
+		name: "PhyML", packages: []string{"phyml"}, openMPI: true,
+		prepare: keep("aln.phy", " 4 40\n"+
+			"a         ACGTTGCAACGGTTAACCGATCGATTACGGATCCATTAGC\n"+
+			"b         ACGTTGCAACGCTTAACCGATCTATTACGGATGCATTAGC\n"+
+			"c         ACCTTGGAACGGTAAACCGTTCGATTACCGATCCTTTAGC\n"+
+			"d         ACCTTGGAACGGTAAACGGTTCGAATACCGATCCTTTACC\n"),
+		argv:   []string{"phyml-mpi", "-i", "aln.phy", "-b", "4", "--r_seed", "7", "--no_memory_check", "--quiet"},
+		output: "aln.phy_phyml_stats.txt", numbers: regexp.MustCompile(`^\. .*og-likelihood.*`), atLeast: 2,
+	},
+	{
 		name: "HPCC", packages: []string{"hpcc"}, openMPI: true,
 		prepare: func(t *testing.T, dir string) {
 			b, err := os.ReadFile("/usr/share/doc/hpcc/examples/_hpccinf.txt")
