@@ -71,9 +71,9 @@ func (s *stream) Close() error {
 	// Saying so to the peer waits for room in the connection, and the caller need not.
 	go func() {
 		s.Stream.Close()
-		s.reading.Lock()
-		defer s.reading.Unlock()
+		s.reading.Lock() // until who reads has gone; whoever comes later finds it closed, and must not wait for the peer
 		s.Stream.SetReadDeadline(time.Time{})
+		s.reading.Unlock()
 		io.Copy(io.Discard, s.Stream)
 	}()
 	return nil
