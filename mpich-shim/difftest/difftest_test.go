@@ -22,7 +22,7 @@ const (
 	// buildLimit is for the two programs that the test makes.
 	buildLimit = 5 * time.Minute
 	// tries is how often Hydra is asked before it counts that the two differ.
-	tries = 3
+	tries = 10
 	// hangs is how long Hydra is waited for where it is known to hang.
 	hangs = 3 * time.Second
 )

@@ -102,7 +102,7 @@ func (g *group) start(ctx context.Context) error {
 	if err := g.check(); err != nil {
 		return err
 	}
-	limit, cancel := context.WithTimeout(ctx, g.run.StartLimit)
+	limit, cancel := context.WithTimeout(g.run.starting, g.run.StartLimit)
 	defer cancel()
 	send := func(e event) { g.send(ctx, e) }
 	var err error

@@ -103,6 +103,8 @@ type run struct {
 	ids    int      // of processes, so far: a clone may serve several groups
 	events chan event
 	names  *pmi.Names
+	// starting ends when no group is to start any more.
+	starting context.Context
 
 	pmix    func() *pmix.Server // made when it is asked for first: all groups have the same
 	wiresMu sync.Mutex
@@ -146,14 +148,17 @@ func (j *Job) Run(ctx context.Context) error {
 	if j.Judge == nil {
 		j.Judge = judge
 	}
-	r := &run{Job: j, events: make(chan event, 64), names: pmi.NewNames()}
+	starting, stop := context.WithCancel(ctx)
+	defer stop()
+	r := &run{Job: j, starting: starting, events: make(chan event, 64), names: pmi.NewNames()}
 	r.pmix = sync.OnceValue(r.newPMIx)
 	g := r.newGroup(j.Name, j.Apps, j.Places)
 	j.Exits = g.exits
 	g.begin(ctx)
 	err := r.wait(ctx)
 	if err != nil {
-		cancel()
+		// Ranks are killed before their wires are cut: they would tell of that.
+		stop()
 		r.kill()
 	}
 	// What the ranks wrote before the end is shown before the end.
