@@ -26,6 +26,14 @@ var (
 // full says that the long way was asked for.
 var full = os.Getenv("MPIRUN_SF_TEST_ALL") == "1"
 
+// slow leaves a test to make test-all.
+func slow(t *testing.T) {
+	t.Helper()
+	if !full {
+		t.Skip("MPIRUN_SF_TEST_ALL=1 (make test-all) runs it")
+	}
+}
+
 // setUpLimit is how long building launcher and examples may take.
 const setUpLimit = 5 * time.Minute
 

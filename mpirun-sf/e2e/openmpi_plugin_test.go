@@ -75,11 +75,3 @@ func TestOpenMPIPlugin(t *testing.T) {
 		saysHello(t, inside, r.stdout, 2, "uid 0, MINE=, in "+dir)
 	})
 }
-
-// slow leaves a test to make test-all.
-func slow(t *testing.T) {
-	t.Helper()
-	if !full {
-		t.Skip("MPIRUN_SF_TEST_ALL=1 (make test-all) runs it")
-	}
-}

@@ -53,6 +53,7 @@ func TestOpenMPI(t *testing.T) {
 		}
 	})
 	t.Run("parent ranks", func(t *testing.T) {
+		slow(t)
 		r := inside.run(t, "--parent-ranks", "-np", "2", program).succeeds(t)
 		has(t, r.stdout, "rank 0 of 2 on parent: sum 1, token 1, …", "rank 1 of 2 on clone-…")
 	})
@@ -76,10 +77,10 @@ func TestOpenMPIEnds(t *testing.T) {
 			{"crash", 139, []string{"rank 1", "signal 11"}},
 			{"exit", 3, []string{"Exit code:    3"}},
 		} {
-			if c.what == "exit" && !full {
-				continue // the launcher's own tests have it
-			}
 			t.Run(string(p)+", "+c.what, func(t *testing.T) {
+				if c.what != "abort" {
+					slow(t) // the launcher's own tests have it
+				}
 				r := p.run(t, "-np", "2", program, c.what)
 				if r.status != c.status {
 					t.Errorf("the status is %d, want %d:\n%s", r.status, c.status, r.stderr)
@@ -97,6 +98,7 @@ func TestOpenMPIEnds(t *testing.T) {
 			return run
 		}
 		t.Run(string(p)+", interrupted", func(t *testing.T) {
+			slow(t)
 			run := asleep(t)
 			run.cmd.Process.Signal(syscall.SIGINT)
 			run.wait().fails(t, 130, "interrupted by SIGINT")
@@ -105,9 +107,10 @@ func TestOpenMPIEnds(t *testing.T) {
 	t.Run("a lost clone", func(t *testing.T) {
 		run := command{args: []string{"-np", "2", program, "sleep"}}.start(t)
 		run.awaitOutput("sleeps", 2)
-		victim := slices.IndexFunc(processes(), func(p process) bool { return p.isQEMU("-name clone-2") })
+		all := processes()
+		victim := slices.IndexFunc(all, func(p process) bool { return p.isQEMU("-name clone-2") })
 		begin := time.Now()
-		syscall.Kill(processes()[victim].pid, syscall.SIGKILL)
+		syscall.Kill(all[victim].pid, syscall.SIGKILL)
 		run.wait().fails(t, 1, "clone-2", "QEMU ended")
 		if took := time.Since(begin); took > promptly {
 			t.Errorf("the job ended %v after its clone", took)
@@ -152,12 +155,14 @@ func TestOpenMPIAllocate(t *testing.T) {
 	program := openMPI(t)
 	nothingIsLeft(t)
 	t.Run("host", func(t *testing.T) {
+		slow(t) // the plugin is tested with it
 		dir := t.TempDir()
 		r := command{program: "sh", args: []string{"-c", allocation, "sh", dir, launcher, program}, dir: dir}.run(t).succeeds(t)
 		saysHello(t, onHost, r.stdout, 2, "uid 0, MINE=, in "+dir)
 		has(t, r.stdout, "status 0")
 	})
 	t.Run("inside", func(t *testing.T) {
+		slow(t) // the plugin is tested with it
 		dir := t.TempDir()
 		script := filepath.Join(dir, "allocate")
 		if err := os.WriteFile(script, []byte(allocation), 0o755); err != nil {

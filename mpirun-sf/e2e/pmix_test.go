@@ -19,15 +19,18 @@ func TestPMIx(t *testing.T) {
 		has(t, via(t, "-np", "1", program, "spawn").succeeds(t).stdout, "children sum 21")
 	})
 	t.Run("names", func(t *testing.T) {
+		slow(t)
 		has(t, via(t, "-np", "2", program, "publish").succeeds(t).stdout, "heard 42")
 	})
 	t.Run("status", func(t *testing.T) {
+		slow(t)
 		via(t, "-np", "2", program, "status", "3").fails(t, 3, "exited with status 3")
 	})
 	t.Run("abort", func(t *testing.T) {
 		via(t, "-np", "2", program, "abort").fails(t, 7, "rank 1 on clone-2 called MPI_Abort(comm, 7)")
 	})
 	t.Run("error", func(t *testing.T) {
+		slow(t)
 		r := via(t, "-np", "2", program, "badsend")
 		if r.status == 0 || !strings.Contains(r.stderr, "MPI_ERR_RANK: invalid rank") {
 			t.Errorf("status %d:\n%s", r.status, r.stderr)
@@ -37,6 +40,7 @@ func TestPMIx(t *testing.T) {
 		via(t, "-np", "2", program, "crash").fails(t, 139, "rank 1 on clone-2 was killed by signal 11")
 	})
 	t.Run("leave", func(t *testing.T) {
+		slow(t)
 		via(t, "-np", "2", program, "leave").fails(t, 3, "without calling MPI_Finalize")
 	})
 	t.Run("inside", func(t *testing.T) {
