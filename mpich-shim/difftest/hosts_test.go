@@ -45,6 +45,9 @@ func TestHosts(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Fatal("hosts are made of namespaces: run this as root (make test does)")
 	}
+	if testing.Short() {
+		t.Skip("a minute of logins: MPIRUN_SF_TEST_ALL=1 (make test-all) runs it")
+	}
 	made := build(t)
 	dir := t.TempDir()
 	c := testcluster.ForTest(t, testcluster.Options{Hosts: 3, Dir: dir})
