@@ -41,6 +41,7 @@ func Agent(ctx context.Context, args []string, stdin io.Reader, stdout, stderr i
 		return fail(errors.New("the mpirun-sf that made the clones is gone"))
 	}
 	defer conn.Close()
+	maker := peer(conn)
 	conn.SetDeadline(time.Now().Add(loginLimit))
 	if err := writeLine(conn, hello{Token: secret.Token, Host: host, Command: args[1:]}); err != nil {
 		return fail(err)
@@ -68,10 +69,49 @@ func Agent(ctx context.Context, args []string, stdin io.Reader, stdout, stderr i
 	}
 	session.Stdin, session.Stdout, session.Stderr = stdin, stdout, stderr
 	code, err := status(session.Run(a.Command), host)
+	if err != nil && maker.gone() {
+		outlast(parent)
+	}
 	if err != nil && os.Getppid() != parent {
 		return code, nil // the launcher has ended, and with it the job: there is nobody to tell
 	}
 	return code, err
+}
+
+// process is one that may end before this one.
+type process int
+
+// peer is the process that a connection leads to, 0 if that is not known.
+func peer(conn net.Conn) (p process) {
+	raw, err := conn.(*net.UnixConn).SyscallConn()
+	if err != nil {
+		return 0
+	}
+	raw.Control(func(fd uintptr) {
+		if c, err := unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED); err == nil {
+			p = process(c.Pid)
+		}
+	})
+	return p
+}
+
+func (p process) gone() bool {
+	return p > 0 && errors.Is(unix.Kill(int(p), 0), unix.ESRCH)
+}
+
+// outlastLimit is how long a launcher whose job is gone may take to end.
+const outlastLimit = 10 * time.Second
+
+// outlast waits for the end of the launcher that has started this process, after
+// the mpirun-sf that would have tidied up has been killed, and does it. A launcher
+// that hears of its agents' end while it ends itself leaves its folder.
+func outlast(launcher int) {
+	for end := time.Now().Add(outlastLimit); os.Getppid() == launcher && time.Now().Before(end); {
+		time.Sleep(20 * time.Millisecond)
+	}
+	if os.Getppid() != launcher {
+		removeSession(os.Getenv("TMPDIR"), os.Getuid(), launcher)
+	}
 }
 
 // login does SSH's handshake.

@@ -200,24 +200,32 @@ func (r *running) end() {
 }
 
 // tidy removes what a launcher has left that was killed, or that was in a hurry
-// when its daemons were gone: the session's folder, as ORTE names it in the
-// temporary folder.
+// when its daemons were gone.
 func (r *running) tidy() {
-	temporary := "/tmp"
+	temporary := ""
 	for _, e := range r.Env {
-		if v, ok := strings.CutPrefix(e, "TMPDIR="); ok && v != "" {
+		if v, ok := strings.CutPrefix(e, "TMPDIR="); ok {
 			temporary = v
 		}
+	}
+	removeSession(temporary, int(r.User.UID), r.pid)
+}
+
+// removeSession removes the folder of a launcher's session, as ORTE names it in
+// the temporary folder.
+func removeSession(temporary string, uid, pid int) {
+	if temporary == "" {
+		temporary = "/tmp"
 	}
 	root, err := os.OpenRoot(temporary)
 	if err != nil {
 		return
 	}
 	defer root.Close()
-	sessions, _ := filepath.Glob(filepath.Join(temporary, fmt.Sprintf("ompi.*.%d", r.User.UID)))
+	sessions, _ := filepath.Glob(filepath.Join(temporary, fmt.Sprintf("ompi.*.%d", uid)))
 	for _, s := range sessions {
 		name := filepath.Base(s)
-		root.RemoveAll(filepath.Join(name, fmt.Sprintf("pid.%d", r.pid)))
+		root.RemoveAll(filepath.Join(name, fmt.Sprintf("pid.%d", pid)))
 		root.Remove(name) // unless another job's is in it
 	}
 }
