@@ -78,25 +78,36 @@ func Agent(ctx context.Context, args []string, stdin io.Reader, stdout, stderr i
 	return code, err
 }
 
-// process is one that may end before this one.
+// process is one that may end before this one: a pidfd, or -1 for none.
 type process int
 
-// peer is the process that a connection leads to, 0 if that is not known.
-func peer(conn net.Conn) (p process) {
+// peer is the process that a connection leads to.
+func peer(conn net.Conn) process {
+	p := process(-1)
 	raw, err := conn.(*net.UnixConn).SyscallConn()
 	if err != nil {
-		return 0
+		return p
 	}
 	raw.Control(func(fd uintptr) {
-		if c, err := unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED); err == nil {
-			p = process(c.Pid)
+		c, err := unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED)
+		if err != nil {
+			return
+		}
+		if pidfd, err := unix.PidfdOpen(int(c.Pid), 0); err == nil {
+			p = process(pidfd)
 		}
 	})
 	return p
 }
 
+// gone tells if the process has ended, or does so now: it closes its connections a
+// moment before.
 func (p process) gone() bool {
-	return p > 0 && errors.Is(unix.Kill(int(p), 0), unix.ESRCH)
+	if p < 0 {
+		return false
+	}
+	n, err := unix.Poll([]unix.PollFd{{Fd: int32(p), Events: unix.POLLIN}}, 200)
+	return err == nil && n > 0
 }
 
 // outlastLimit is how long a launcher whose job is gone may take to end.
