@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"slices"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/mpirun-sf/mpirun-sf/vmfork/slice"
@@ -59,7 +58,7 @@ func inTime(t *testing.T, d time.Duration) context.Context {
 // virtual runs a test in virtual time with a cluster.
 func virtual(t *testing.T, receivers int, shape func(host int, l *wireLink), set func(*SenderConfig), test func(t *testing.T, c *cluster)) {
 	t.Helper()
-	synctest.Test(t, func(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
 		c := newCluster(t, 5, receivers, shape, set)
 		defer c.close()
 		test(t, c)
@@ -470,7 +469,7 @@ func TestSourceFails(t *testing.T) {
 func TestSmallAndLargePackets(t *testing.T) {
 	for _, mtu := range []int{576, 1280, 9000} {
 		t.Run(fmt.Sprint(mtu), func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
+			inBubble(t, func(t *testing.T) {
 				c := &cluster{t: t, wire: newWire(1)}
 				c.wire.mtu = mtu
 				s, err := NewSender(SenderConfig{Address: hostAddress(0), Key: testKey, network: c.wire})

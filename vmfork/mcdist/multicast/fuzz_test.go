@@ -5,7 +5,6 @@ import (
 	"net/netip"
 	"slices"
 	"testing"
-	"testing/synctest"
 	"time"
 )
 
@@ -33,7 +32,7 @@ func FuzzMessage(f *testing.F) {
 		if len(p) > 1400 {
 			return
 		}
-		synctest.Test(t, func(t *testing.T) {
+		inBubble(t, func(t *testing.T) {
 			c := newCluster(t, 1, 1, nil, nil)
 			defer c.close()
 			if err := c.sender.Serve(id, m); err != nil {
@@ -84,7 +83,7 @@ func FuzzPacket(f *testing.F) {
 	f.Add([]byte{})
 	f.Add(bytes.Repeat([]byte{0x12}, 60))
 	f.Fuzz(func(t *testing.T, p []byte) {
-		synctest.Test(t, func(t *testing.T) {
+		inBubble(t, func(t *testing.T) {
 			c := newCluster(t, 1, 1, nil, nil)
 			defer c.close()
 			for _, from := range []netip.AddrPort{{}, c.sender.Origin().Address} {

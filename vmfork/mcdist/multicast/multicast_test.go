@@ -10,7 +10,6 @@ import (
 	"net/netip"
 	"sync"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/mpirun-sf/mpirun-sf/vmfork/slice"
@@ -207,7 +206,7 @@ func TestPrefetch(t *testing.T) {
 		{"a narrow link", 3, func(_ int, l *wireLink) { l.rate, l.queue = 12.5e6, 50*time.Millisecond }},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
+			inBubble(t, func(t *testing.T) {
 				cl := newCluster(t, 1, c.receivers, c.shape, nil)
 				defer cl.close()
 				m := newImage(1, 8<<20)
@@ -228,7 +227,7 @@ func TestObject(t *testing.T) {
 	for _, size := range []int{1, 4096, 4097, 1 << 20} {
 		for _, loss := range []float64{0, 0.3} {
 			t.Run(fmt.Sprintf("%d bytes, loss of %v", size, loss), func(t *testing.T) {
-				synctest.Test(t, func(t *testing.T) {
+				inBubble(t, func(t *testing.T) {
 					c := newCluster(t, 2, 8, func(_ int, l *wireLink) { l.loss = loss }, nil)
 					defer c.close()
 					data := newImage(2, size).data

@@ -2,7 +2,6 @@ package multicast
 
 import (
 	"testing"
-	"testing/synctest"
 	"time"
 )
 
@@ -11,7 +10,7 @@ import (
 func TestRate(t *testing.T) {
 	const size, rate = 32 << 20, 25e6
 	run := func(hosts int, loss float64) (took time.Duration, sent uint64, used float64) {
-		synctest.Test(t, func(t *testing.T) {
+		inBubble(t, func(t *testing.T) {
 			c := newCluster(t, 9, hosts, func(_ int, l *wireLink) {
 				l.rate, l.queue, l.loss = rate, 50*time.Millisecond, loss
 			}, nil)
