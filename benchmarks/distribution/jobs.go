@@ -160,7 +160,6 @@ func (b *bench) plotReady(sides []*readySide) error {
 const (
 	hangHosts = 3
 	hangRanks = 2 // on each host
-	hangLimit = time.Minute
 )
 
 // hang counts jobs that do not end.
@@ -184,14 +183,14 @@ func (b *bench) hang(ctx context.Context) error {
 		}
 		program := programs[n%len(programs)]
 		args = append(append(args, filepath.Join(b.examples, program[0])), program[1:]...)
-		j, err := b.mpirun(ctx, c, hangLimit, args...)
+		j, err := b.mpirun(ctx, c, jobs.HangLimit, args...)
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
 		endings.Add(j, err)
 		switch {
 		case j.Hung:
-			progress("mpirun-sf %s did not end within %v; its last lines:\n%s", strings.Join(args, " "), hangLimit, j.Said)
+			progress("mpirun-sf %s did not end within %v; its last lines:\n%s", strings.Join(args, " "), jobs.HangLimit, j.Said)
 		case err != nil:
 			progress("%v", err)
 		}
@@ -200,7 +199,7 @@ func (b *bench) hang(ctx context.Context) error {
 		}
 	}
 	what := fmt.Sprintf("of MPICH jobs (hello, ring, pi, alltoall) over %d hosts with %d ranks each, half of them with one clone for both,", hangHosts, hangRanks)
-	b.record.Add("hang_rate", endings.HangRate(what, hangLimit))
+	b.record.Add("hang_rate", endings.HangRate(what, jobs.HangLimit))
 	b.record.Add("failure_rate", endings.FailureRate(what))
 	b.record.Add("hang_job_s", endings.Took())
 	return nil

@@ -18,6 +18,11 @@ import (
 // endLimit is how long a launcher may take to end when it is told to.
 const endLimit = 20 * time.Second
 
+// HangLimit is after which time a job that takes seconds is said to hang. It is long, for ranks that spin while they wait
+// for each other on virtual CPUs that share cores only become slow when something else wants these, too: a job of 5 s takes
+// a minute then.
+const HangLimit = 5 * time.Minute
+
 // Job is a job that has ended, or was ended because it hung.
 type Job struct {
 	Args  []string      // of the launcher

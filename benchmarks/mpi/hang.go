@@ -5,15 +5,11 @@ import (
 	"fmt"
 	"path/filepath"
 	"strings"
-	"time"
 
 	"github.com/mpirun-sf/mpirun-sf/benchmarks/jobs"
 )
 
-const (
-	hangRanks = 4
-	hangLimit = time.Minute
-)
+const hangRanks = 4
 
 // hangPrograms are examples that send in different ways, and their arguments.
 var hangPrograms = [][]string{{"hello"}, {"ring"}, {"pi", "1000000"}, {"alltoall"}}
@@ -48,14 +44,14 @@ func (b *bench) hang(ctx context.Context) error {
 	for n := range b.jobs {
 		for _, f := range families {
 			a := args(f.dir, n)
-			j, err := b.mpirun(ctx, hangLimit, f.dir, a...)
+			j, err := b.mpirun(ctx, jobs.HangLimit, f.dir, a...)
 			if ctx.Err() != nil {
 				return ctx.Err()
 			}
 			f.endings.Add(j, err)
 			switch {
 			case j.Hung:
-				progress("mpirun-sf %s did not end within %v; its last lines:\n%s", strings.Join(a, " "), hangLimit, j.Said)
+				progress("mpirun-sf %s did not end within %v; its last lines:\n%s", strings.Join(a, " "), jobs.HangLimit, j.Said)
 			case err != nil:
 				progress("%v", err)
 			}
@@ -67,11 +63,11 @@ func (b *bench) hang(ctx context.Context) error {
 	var all jobs.Endings
 	for _, f := range families {
 		what := fmt.Sprintf("of jobs of %s (%s) with %d ranks on two or four clones", f.title, strings.Join(names, ", "), hangRanks)
-		b.record.Add("hang_rate_"+f.name, f.endings.HangRate(what, hangLimit))
+		b.record.Add("hang_rate_"+f.name, f.endings.HangRate(what, jobs.HangLimit))
 		b.record.Add("failure_rate_"+f.name, f.endings.FailureRate(what))
 		b.record.Add("hang_job_s_"+f.name, f.endings.Took())
 		all.Join(f.endings)
 	}
-	b.record.Add("hang_rate", all.HangRate("of these jobs of both families", hangLimit))
+	b.record.Add("hang_rate", all.HangRate("of these jobs of both families", jobs.HangLimit))
 	return nil
 }
