@@ -5,6 +5,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -170,5 +171,77 @@ func TestUCXProgressSleeps(t *testing.T) {
 	}
 	if cpu := cmd.ProcessState.UserTime() + cmd.ProcessState.SystemTime(); cpu > 500*time.Millisecond {
 		t.Errorf("used %v of processor time in two seconds of waiting", cpu)
+	}
+}
+
+// pollingProgram is two threads on one processor, each of which polls until the other has counted on.
+const pollingProgram = `#define _GNU_SOURCE
+#include <pthread.h>
+#include <sched.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/resource.h>
+int ucp_worker_create(void *, const void *, void **);
+unsigned ucp_worker_progress(void *);
+struct params { uint64_t mask; int mode; };
+static volatile int turn;
+static void *play(void *me)
+{
+	struct params p = {0};
+	void *w;
+	if (ucp_worker_create(&p, &p, &w) != 0)
+		exit(3);
+	for (int i = 0; i < 200; i++) {
+		while (turn % 2 != (int)(intptr_t)me)
+			ucp_worker_progress(w);
+		turn++;
+	}
+	return 0;
+}
+int main(void)
+{
+	cpu_set_t one;
+	pthread_t t;
+	struct rusage r;
+	CPU_ZERO(&one);
+	for (int i = 0; sched_getaffinity(0, sizeof one, &one) == 0 && CPU_COUNT(&one) > 1; i++) {
+		CPU_CLR(i, &one);
+		sched_setaffinity(0, sizeof one, &one);
+	}
+	pthread_create(&t, 0, play, (void *)0);
+	play((void *)1);
+	pthread_join(t, 0);
+	getrusage(RUSAGE_SELF, &r);
+	printf("%ld\n", r.ru_nvcsw);
+	return 0;
+}
+`
+
+// Ranks that poll and share a processor let go of it.
+func TestUCXProgressTakesTurns(t *testing.T) {
+	dir := t.TempDir()
+	b, err := UCXProgress()
+	if err != nil {
+		t.Fatal(err)
+	}
+	preload := write(t, filepath.Join(dir, "ucx-progress.so"), string(b), 0o755)
+	fake := compile(t, filepath.Join(dir, "libucp.so.0"), fakeUCX, "-shared", "-fPIC", "-Wl,-soname,libucp.so.0")
+	prog := compile(t, filepath.Join(dir, "poll"), pollingProgram, "-Wl,--no-as-needed", fake, "-Wl,-rpath,"+dir)
+	yields := func(env ...string) (n int) {
+		cmd := exec.Command(prog)
+		cmd.Env = append(os.Environ(), env...)
+		out, err := cmd.CombinedOutput()
+		if err == nil {
+			n, err = strconv.Atoi(strings.TrimSpace(string(out)))
+		}
+		if err != nil {
+			t.Fatalf("%v: %s", err, out)
+		}
+		return n
+	}
+	without, with := yields(), yields("LD_PRELOAD="+preload)
+	if with < without+5 {
+		t.Errorf("let go of the processor %d times for 400 turns, %d times without the preload", with, without)
 	}
 }

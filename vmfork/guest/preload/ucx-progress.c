@@ -1,5 +1,6 @@
 /*
- * ucx-progress.so: keeps UCX going while MPICH waits for the PMI server.
+ * ucx-progress.so: keeps UCX going while MPICH waits for the PMI server, and lets go
+ * of the processor while MPICH waits for a message and others want it.
  *
  * The bug. MPICH up to 4.1 on UCX (device ch4:ucx, which is Debian's MPICH)
  * deadlocks in MPI_Finalize when ranks are on several hosts. Finalize flushes
@@ -19,6 +20,15 @@
  * created for any number of threads is progressed by all. The list of workers has
  * a lock, held while a worker is progressed, so that none is destroyed meanwhile.
  *
+ * Taking turns. MPICH polls UCX until a message comes. A virtual CPU that polls
+ * cannot be told from one that computes, so where clones have more of them than
+ * the host has cores, a rank with nothing to do keeps its core for a whole time
+ * slice of the host, while the rank that it waits for waits for the core: a step
+ * of six ranks on two cores takes 50 ms. Inside the guest this shows: between two
+ * polls some milliseconds are missing. For a second after that, a rank that polls
+ * in vain sleeps for moments, so that its virtual CPU halts. Where every virtual
+ * CPU has a core, nothing is missing and nobody sleeps.
+ *
  * Only programs that are given PMI_FD are touched. The library is linked with
  * -nostdlib: its references then carry no symbol versions, and it loads with an
  * older C library than the one it was built on.
@@ -32,6 +42,7 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <sys/syscall.h>
+#include <time.h>
 #include <unistd.h>
 
 /* The parts of UCX's stable binary interface (ucp.h, thread_mode.h) used here. */
@@ -45,7 +56,12 @@ enum {
 	MAX_WORKERS = 256,
 	IDLE_ROUNDS = 200, /* before a waiter sleeps instead of spinning */
 	IDLE_MS = 1,
+	GLANCE = 64, /* polls in vain from one look at the clock to the next */
 };
+
+#define MISSING_NS 2000000LL   /* between two looks: the processor was taken away */
+#define TURNS_NS   1000000000LL /* for how long it is shared then */
+#define NAP_NS	   100000LL
 
 static struct {
 	void *worker;
@@ -129,6 +145,66 @@ void ucp_worker_destroy(void *worker)
 		destroy(worker);
 }
 
+/* UCX's own ucp_worker_progress, NULL if there is none. */
+static unsigned (*real_progress(void))(void *)
+{
+	static unsigned (*real)(void *);
+	unsigned (*p)(void *) = __atomic_load_n(&real, __ATOMIC_RELAXED);
+
+	if (!p) {
+		p = next("ucp_worker_progress");
+		__atomic_store_n(&real, p, __ATOMIC_RELAXED);
+	}
+	return p;
+}
+
+static long long now(void)
+{
+	struct timespec t;
+
+	clock_gettime(CLOCK_MONOTONIC, &t);
+	return t.tv_sec * 1000000000LL + t.tv_nsec;
+}
+
+/* The polls of this thread; the model needs no function of the C library. */
+static __thread __attribute__((tls_model("initial-exec"))) struct {
+	unsigned polls;   /* in vain since the last that was not */
+	long long looked; /* at the clock */
+	long long turns;  /* until when processors are taken to be shared */
+} t;
+
+/* Notes a poll in vain; sleeps for a moment if processors are shared. */
+static void idle(void)
+{
+	long long at;
+
+	if (++t.polls % GLANCE)
+		return;
+	at = now();
+	if (at - t.looked > MISSING_NS && t.polls > GLANCE)
+		t.turns = at + TURNS_NS;
+	if (at < t.turns) {
+		nanosleep(&(struct timespec){.tv_nsec = NAP_NS}, NULL);
+		/* What is missing now is missing because others have the processor. */
+		if (now() - at > MISSING_NS)
+			t.turns = at + TURNS_NS;
+		at = now();
+	}
+	t.looked = at;
+}
+
+unsigned ucp_worker_progress(void *worker)
+{
+	unsigned (*p)(void *) = real_progress();
+	unsigned done = p ? p(worker) : 0;
+
+	if (done)
+		t.polls = 0;
+	else
+		idle();
+	return done;
+}
+
 /* Progresses the workers that this thread may touch; returns what they did. */
 static unsigned progress(unsigned (*worker_progress)(void *))
 {
@@ -145,15 +221,10 @@ static unsigned progress(unsigned (*worker_progress)(void *))
 /* Returns when fd can be read, or when it is better that read itself looks. */
 static void wait_for(int fd)
 {
-	static unsigned (*worker_progress)(void *);
-	unsigned (*p)(void *) = __atomic_load_n(&worker_progress, __ATOMIC_RELAXED);
+	unsigned (*p)(void *) = real_progress();
 	struct pollfd in = {.fd = fd, .events = POLLIN};
 	int idle = 0;
 
-	if (!p) {
-		p = next("ucp_worker_progress");
-		__atomic_store_n(&worker_progress, p, __ATOMIC_RELAXED);
-	}
 	if (!p || (fcntl(fd, F_GETFL) & O_NONBLOCK))
 		return;
 	/*
