@@ -25,6 +25,9 @@ type pace struct {
 	probing bool // it has never been too fast yet: doubles
 	decided time.Time
 	cut     time.Time // when it was last lowered
+	raised  bool      // since then
+	most    float64   // the most that most members have received at since then; bytes/s
+	best    float64   // the same before then
 	worst   float64   // loss of the worst receiver that counts
 	rough   time.Time // when that was last worth mentioning
 	tight   bool      // somebody loses something because it is too fast
@@ -264,23 +267,16 @@ func (p *pace) decide(now time.Time) {
 			}
 		}
 	}
+	p.most = max(p.most, quarter(all))
 	// The rate is what all but a quarter can follow.
 	if len(choked) > len(all)/4 {
-		rates := make([]float64, 0, len(choked))
-		for _, f := range choked {
-			rates = append(rates, f.rate/(1-min(f.base, 0.1)))
-		}
-		slices.Sort(rates)
 		// By no more than half at once: a host that was not scheduled for some time reports a rate that is too low.
-		target := max(rates[len(rates)/4]*0.92, p.limit/2, minRate)
-		p.limit = min(p.limit, target)
-		p.probing, p.cut = false, now
+		p.lower(max(quarter(choked)*0.92, p.limit/2), now)
 		return
 	}
 	if len(choked) > 0 {
 		// Few, and others each time perhaps. One that never follows will not count for long.
-		p.limit = max(p.limit*0.95, minRate)
-		p.probing, p.cut = false, now
+		p.lower(p.limit*0.95, now)
 		return
 	}
 	if p.busy.IsZero() || now.Sub(p.busy) < decideEvery/2 || now.Sub(p.held) > decideEvery {
@@ -289,6 +285,8 @@ func (p *pace) decide(now time.Time) {
 	switch quiet := now.Sub(p.cut); {
 	case p.probing:
 		p.limit *= 1.5
+	case p.limit < 0.9*p.best:
+		p.limit *= 1.15
 	case quiet > 2*time.Second:
 		p.limit *= 1.08
 	case quiet > 500*time.Millisecond:
@@ -296,7 +294,28 @@ func (p *pace) decide(now time.Time) {
 	default:
 		p.limit *= 1.02
 	}
-	p.limit = min(p.limit, maxRate)
+	p.limit, p.raised = min(p.limit, maxRate), true
+}
+
+// quarter is the rate that all but a quarter of members receive at, or would if the network lost nothing.
+func quarter(flows []*flow) float64 {
+	rates := make([]float64, 0, len(flows))
+	for _, f := range flows {
+		rates = append(rates, f.rate/(1-min(f.base, 0.1)))
+	}
+	slices.Sort(rates)
+	return rates[len(rates)/4]
+}
+
+// lower lowers the rate. From there it comes back soon to what the members received at before, for often it is only a busy
+// host that was not scheduled. If that has become too much, they do not receive at that rate again, and it is forgotten when
+// the rate has to be lowered for the second time.
+func (p *pace) lower(to float64, now time.Time) {
+	if p.raised {
+		p.best, p.most, p.raised = p.most, 0, false
+	}
+	p.limit = min(p.limit, max(to, minRate))
+	p.probing, p.cut = false, now
 }
 
 // tooSlow returns the members that receive less than half of what is sent, and have done so for some time.
