@@ -71,7 +71,7 @@ func doctorCommand() *cli.Command {
 				}
 			}
 			check(name, err)
-			_, err = guest.UCXProgress()
+			_, err = guest.Progress()
 			check("the preload against MPICH's hang in MPI_Finalize", err)
 			_, err = pmix.Helper()
 			check("PMIx, for programs of Open MPI", err)

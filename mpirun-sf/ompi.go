@@ -85,7 +85,7 @@ func (j *job) serveOrted(ctx context.Context, s site, places []launch.Place) (*o
 		return nil, o, errors.New("a program of Open MPI has to reach its launcher from its clones, which it cannot here")
 	}
 	o.Limit = j.startLimit
-	o.Login = agent.Login{User: j.user.User, Env: slices.DeleteFunc(j.environment(), isOpenMPIs), Dir: "/"}
+	o.Login = agent.Login{User: j.user.User, Env: append(slices.DeleteFunc(j.environment(), isOpenMPIs), pmix.Yield), Dir: "/", Progress: true}
 	for _, p := range places {
 		ip, err := netip.ParseAddr(p.IP)
 		if err != nil {

@@ -230,11 +230,11 @@ func TestForkedMPICH(t *testing.T) {
 	// The processes have equal pids, each in its namespace, on what UCX takes
 	// for one machine: by TCP alone they do not mistake each other.
 	tr.Apps[0].Env = append(os.Environ(), "HWLOC_COMPONENTS=-gl,-opencl", "UCX_TLS=tcp", "UCX_NET_DEVICES=lo")
-	so, err := guest.UCXProgress()
+	so, err := guest.Progress()
 	if err != nil {
 		t.Fatal(err)
 	}
-	preload := filepath.Join(t.TempDir(), "ucx-progress.so")
+	preload := filepath.Join(t.TempDir(), "progress.so")
 	if err := os.WriteFile(preload, so, 0o755); err != nil {
 		t.Fatal(err)
 	}

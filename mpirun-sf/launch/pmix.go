@@ -202,7 +202,8 @@ func (w *pmixWire) command(p Place, rank int, c *agent.Command) {
 	own := slices.DeleteFunc(slices.Clone(c.Env), func(e string) bool {
 		return strings.HasPrefix(e, "PMIX_") && !strings.HasPrefix(e, "PMIX_MCA_")
 	})
-	c.Env = slices.Concat(own, n.Environ[rank], w.job.Environ(rank, p.IP))
+	c.Env = slices.Concat([]string{pmix.Yield}, own, n.Environ[rank], w.job.Environ(rank, p.IP))
+	c.Progress = true
 }
 
 func (w *pmixWire) final(rank int) pmi.State {

@@ -99,7 +99,7 @@ func (w *pmiWire) prepare(ctx, limit context.Context, p Place) error {
 
 func (w *pmiWire) command(p Place, rank int, c *agent.Command) {
 	c.PMI = &agent.PMIRank{Group: w.group.KVSName, Rank: rank}
-	c.UCX = w.ucx
+	c.Progress = w.ucx
 	if p.IP != "" {
 		c.Env = append(c.Env[:len(c.Env):len(c.Env)], "MPIR_CVAR_CH3_INTERFACE_HOSTNAME="+p.IP)
 	}

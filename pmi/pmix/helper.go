@@ -30,6 +30,10 @@ func Helper() ([]byte, error) {
 	return b, nil
 }
 
+// Yield is the parameter by which a rank of Open MPI that waits calls sched_yield between two polls. It is a preference and
+// not a need: a user's own stands.
+const Yield = "OMPI_MCA_mpi_yield_when_idle=1"
+
 // Environ is what a rank of Open MPI must find in its environment beside Node.Environ. ip is the address of its node on the
 // job's network; "" lets Open MPI choose.
 func (j Job) Environ(rank int, ip string) []string {

@@ -205,8 +205,8 @@ func prepareRoot() error {
 	if err := os.MkdirAll(stateDir, 0o755); err != nil {
 		return err
 	}
-	if so, err := guest.UCXProgress(); err == nil {
-		if err := os.WriteFile(ucxProgress, so, 0o755); err != nil {
+	if so, err := guest.Progress(); err == nil {
+		if err := os.WriteFile(progressObject, so, 0o755); err != nil {
 			return err
 		}
 	}
@@ -237,8 +237,8 @@ var ownFiles = map[string]string{
 	"/proc/sys/kernel/random/boot_id": stateDir + "/boot_id",
 }
 
-// ucxProgress is where the preload of [guest.UCXProgress] lies in a guest.
-const ucxProgress = stateDir + "/ucx-progress.so"
+// progressObject is where the preload of [guest.Progress] lies in a guest.
+const progressObject = stateDir + "/progress.so"
 
 // warmLimit bounds what warm reads, in bytes, so that a user's own large image
 // does not fill the guest's memory.

@@ -182,10 +182,8 @@ func (c *clone) run(st *stream, cmd Command) error {
 			defer file.Close()
 			extra, servePMI = []*os.File{file}, serve
 		}
-		if cmd.UCX {
-			if object := progress(); object != "" {
-				cmd.Env = append(cmd.Env, "LD_PRELOAD="+strings.TrimSpace(object+" "+lookup(cmd.Env, "LD_PRELOAD")))
-			}
+		if cmd.Progress {
+			cmd.Env = preload(cmd.Env)
 		}
 		if cmd.PMIx {
 			return spawnHelper(cmd, stdio)

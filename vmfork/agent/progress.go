@@ -3,6 +3,7 @@ package agent
 import (
 	"fmt"
 	"os"
+	"strings"
 	"sync"
 
 	"golang.org/x/sys/unix"
@@ -10,18 +11,27 @@ import (
 	"github.com/mpirun-sf/mpirun-sf/vmfork/guest"
 )
 
-// progress is the path of the preload of [guest.UCXProgress], "" if there is none. A
+// preload adds [guest.Progress] to what is preloaded.
+func preload(env []string) []string {
+	object := progress()
+	if object == "" {
+		return env
+	}
+	return append(env, "LD_PRELOAD="+strings.TrimSpace(object+" "+lookup(env, "LD_PRELOAD")))
+}
+
+// progress is the path of the preload of [guest.Progress], "" if there is none. A
 // guest has it as a file. On a host, where the agent may write nowhere, it is in the
 // agent's memory, and there for as long as the agent is.
 var progress = sync.OnceValue(func() string {
-	if _, err := os.Stat(ucxProgress); err == nil {
-		return ucxProgress
+	if _, err := os.Stat(progressObject); err == nil {
+		return progressObject
 	}
-	object, err := guest.UCXProgress()
+	object, err := guest.Progress()
 	if err != nil {
 		return ""
 	}
-	fd, err := unix.MemfdCreate("ucx-progress.so", unix.MFD_CLOEXEC)
+	fd, err := unix.MemfdCreate("progress.so", unix.MFD_CLOEXEC)
 	if err != nil {
 		return ""
 	}

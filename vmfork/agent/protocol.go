@@ -112,8 +112,9 @@ type Command struct {
 	Dir  string   `json:"dir"`
 	User User     `json:"user"`
 	PMI  *PMIRank `json:"pmi,omitempty"` // give it a PMI_FD of a proxy of the clone's
-	UCX  bool     `json:"ucx,omitempty"` // preload UCX's progress into PMI waits
-	TTY  *TTY     `json:"tty,omitempty"` // give it a terminal
+	// Progress preloads [guest.Progress].
+	Progress bool `json:"progress,omitempty"`
+	TTY      *TTY `json:"tty,omitempty"` // give it a terminal
 	// Own says that User is not looked at, and the process runs as the agent does.
 	Own  bool  `json:"own,omitempty"`
 	Bind *Bind `json:"bind,omitempty"` // to processors

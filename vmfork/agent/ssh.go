@@ -31,6 +31,8 @@ type Login struct {
 	User User     `json:"user"`
 	Env  []string `json:"env"`
 	Dir  string   `json:"dir"`
+	// Progress preloads [guest.Progress].
+	Progress bool `json:"progress,omitempty"`
 }
 
 // parse reads the keys.
@@ -86,6 +88,9 @@ func (l Login) start(p sshd.Program) (sshd.Process, error) {
 	a := account{shell: "/bin/sh", home: l.Dir, User: l.User}
 	c := a.command(p)
 	c.Env, c.Dir = append(l.Env[:len(l.Env):len(l.Env)], p.Env...), l.Dir
+	if l.Progress {
+		c.Env = preload(c.Env)
+	}
 	return spawnSSH(c, p)
 }
 

@@ -17,11 +17,11 @@ func TestImageBoots(t *testing.T) {
 	qemu := need(t, "qemu-system-x86_64", "qemu-system-x86")
 	prog := hello(t)
 	dir := t.TempDir()
-	preload, err := UCXProgress()
+	preload, err := Progress()
 	if err != nil {
 		t.Fatal(err)
 	}
-	so := write(t, filepath.Join(dir, "ucx-progress.so"), string(preload), 0o755)
+	so := write(t, filepath.Join(dir, "progress.so"), string(preload), 0o755)
 	cmd := write(t, filepath.Join(dir, "command"), "set -e\n"+
 		"export LD_PRELOAD="+so+" \n"+
 		prog+"\n", 0o644)

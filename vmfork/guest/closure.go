@@ -14,7 +14,7 @@ type Files struct {
 	Program string // absolute path, without symbolic links
 	Kind    Kind
 	Files   []File   // libraries and plugins, and the links to them, in order of path
-	UCX     bool     // libucp is among them, for MPICH: the program needs the preload of UCXProgress
+	UCX     bool     // libucp is among them, for MPICH: the program needs the preload of Progress
 	LeftOut []string // plugins that were left out, each with the reason
 }
 

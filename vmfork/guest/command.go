@@ -47,7 +47,7 @@ type Command struct {
 	MPI     MPI
 	Because string   // what tells MPI: a sentence, for -v
 	Needs   []string // what it runs and reads of this machine beside the program: files and folders, absolute
-	UCX     bool     // the MPI is MPICH on UCX: see UCXProgress
+	UCX     bool     // the MPI is MPICH on UCX: see Progress
 
 	Libraries []string // of what told the MPI: absolute paths
 }

@@ -27,7 +27,7 @@ type Manifest struct {
 	Created   time.Time `json:"created"`
 	Files     Sizes     `json:"files"`
 	Used      int64     `json:"used"` // bytes in use in the root file system; 0 if not known
-	UCX       bool      `json:"ucx"`  // its program needs [UCXProgress]
+	UCX       bool      `json:"ucx"`  // its program needs [Progress]
 	Libraries []string  `json:"libraries,omitempty"`
 }
 

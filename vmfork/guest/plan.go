@@ -119,7 +119,7 @@ func newPlan(spec Spec) (*plan, error) {
 	}
 	if p.files != nil && p.files.UCX {
 		// The agent has it. Without it the program could hang at its end.
-		if _, err := UCXProgress(); err != nil {
+		if _, err := Progress(); err != nil {
 			return nil, err
 		}
 	}

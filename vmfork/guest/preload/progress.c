@@ -1,6 +1,6 @@
 /*
- * ucx-progress.so: keeps UCX going while MPICH waits for the PMI server, and lets go
- * of the processor while MPICH waits for a message and others want it.
+ * progress.so: keeps UCX going while MPICH waits for the PMI server, and lets go of
+ * the processor while MPICH or Open MPI waits for a message and others want it.
  *
  * The bug. MPICH up to 4.1 on UCX (device ch4:ucx, which is Debian's MPICH)
  * deadlocks in MPI_Finalize when ranks are on several hosts. Finalize flushes
@@ -20,7 +20,7 @@
  * created for any number of threads is progressed by all. The list of workers has
  * a lock, held while a worker is progressed, so that none is destroyed meanwhile.
  *
- * Taking turns. MPICH polls UCX until a message comes. A virtual CPU that polls
+ * Taking turns. MPI polls until a message comes. A virtual CPU that polls
  * cannot be told from one that computes, so where clones have more of them than
  * the host has cores, a rank with nothing to do keeps its core for a whole time
  * slice of the host, while the rank that it waits for waits for the core: a step
@@ -29,13 +29,14 @@
  * in vain sleeps for moments, so that its virtual CPU halts. Where every virtual
  * CPU has a core, nothing is missing and nobody sleeps.
  *
- * Only programs that are given PMI_FD are touched. The library is linked with
+ * Of UCX only programs that are given PMI_FD are touched. The library is linked with
  * -nostdlib: its references then carry no symbol versions, and it loads with an
  * older C library than the one it was built on.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <fcntl.h>
+#include <link.h>
 #include <poll.h>
 #include <pthread.h>
 #include <sched.h>
@@ -59,6 +60,9 @@ enum {
 	GLANCE = 64, /* polls in vain from one look at the clock to the next */
 };
 
+#define UCP "libucp.so"
+#define OPAL "libopen-pal.so"
+
 #define MISSING_NS 2000000LL   /* between two looks: the processor was taken away */
 #define TURNS_NS   1000000000LL /* for how long it is shared then */
 #define NAP_NS	   100000LL
@@ -72,19 +76,40 @@ static int count;       /* of workers; read without the lock to decide fast */
 static int pmi_fd = -1; /* set before count first leaves zero */
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 
+struct find {
+	const char *library; /* the start of its file's name */
+	void *handle;
+};
+
+/* Whether a loaded object is what find looks for; then it is opened. */
+static int is_library(struct dl_phdr_info *info, size_t size, void *data)
+{
+	struct find *f = data;
+	const char *name = info->dlpi_name, *p = name, *q = f->library;
+
+	(void)size;
+	for (const char *s = name; s && *s; s++)
+		if (*s == '/')
+			p = s + 1;
+	while (p && *q && *p == *q)
+		p++, q++;
+	if (!*q)
+		f->handle = dlopen(name, RTLD_LAZY | RTLD_NOLOAD);
+	return f->handle != 0;
+}
+
 /*
- * The real function of that name. UCX may be out of the reach of RTLD_NEXT, when
- * MPICH was itself opened by dlopen, as Python does.
+ * The real function of that name. It may be out of the reach of RTLD_NEXT, when
+ * MPI was itself opened by dlopen, as Python does.
  */
-static void *next(const char *name)
+static void *next(const char *library, const char *name)
 {
 	void *f = dlsym(RTLD_NEXT, name);
-	if (!f) {
-		void *ucp = dlopen("libucp.so.0", RTLD_LAZY | RTLD_NOLOAD);
-		if (ucp) {
-			f = dlsym(ucp, name);
-			dlclose(ucp); /* it stays: whoever calls us holds it */
-		}
+	struct find in = {library, 0};
+
+	if (!f && dl_iterate_phdr(is_library, &in)) {
+		f = dlsym(in.handle, name);
+		dlclose(in.handle); /* it stays: whoever calls us holds it */
 	}
 	return f;
 }
@@ -106,7 +131,7 @@ static int descriptor(void)
 
 int ucp_worker_create(void *context, const struct worker_params *params, void **worker)
 {
-	int (*create)(void *, const void *, void **) = next("ucp_worker_create");
+	int (*create)(void *, const void *, void **) = next(UCP, "ucp_worker_create");
 	int status;
 
 	if (!create)
@@ -130,7 +155,7 @@ int ucp_worker_create(void *context, const struct worker_params *params, void **
 
 void ucp_worker_destroy(void *worker)
 {
-	void (*destroy)(void *) = next("ucp_worker_destroy");
+	void (*destroy)(void *) = next(UCP, "ucp_worker_destroy");
 
 	pthread_mutex_lock(&lock);
 	for (int i = 0; i < count; i++) {
@@ -152,7 +177,7 @@ static unsigned (*real_progress(void))(void *)
 	unsigned (*p)(void *) = __atomic_load_n(&real, __ATOMIC_RELAXED);
 
 	if (!p) {
-		p = next("ucp_worker_progress");
+		p = next(UCP, "ucp_worker_progress");
 		__atomic_store_n(&real, p, __ATOMIC_RELAXED);
 	}
 	return p;
@@ -171,6 +196,7 @@ static __thread __attribute__((tls_model("initial-exec"))) struct {
 	unsigned polls;   /* in vain since the last that was not */
 	long long looked; /* at the clock */
 	long long turns;  /* until when processors are taken to be shared */
+	int yielded;	  /* since this was set to 0 */
 } t;
 
 /* Notes a poll in vain; sleeps for a moment if processors are shared. */
@@ -191,6 +217,32 @@ static void idle(void)
 		at = now();
 	}
 	t.looked = at;
+}
+
+/*
+ * Open MPI polls with opal_progress, which does not say whether anything came. But
+ * if nothing did it calls sched_yield, where mpi_yield_when_idle is set.
+ */
+void opal_progress(void)
+{
+	static void (*real)(void);
+	void (*p)(void) = __atomic_load_n(&real, __ATOMIC_RELAXED);
+
+	if (!p) {
+		p = next(OPAL, "opal_progress");
+		__atomic_store_n(&real, p, __ATOMIC_RELAXED);
+	}
+	t.yielded = 0;
+	p();
+	if (!t.yielded)
+		t.polls = 0;
+}
+
+int sched_yield(void)
+{
+	t.yielded = 1;
+	idle();
+	return syscall(SYS_sched_yield);
 }
 
 unsigned ucp_worker_progress(void *worker)

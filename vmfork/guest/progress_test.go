@@ -113,13 +113,13 @@ int main(int argc, char **argv)
 }
 `
 
-func TestUCXProgress(t *testing.T) {
+func TestProgress(t *testing.T) {
 	dir := t.TempDir()
-	b, err := UCXProgress()
+	b, err := Progress()
 	if err != nil {
 		t.Fatal(err)
 	}
-	preload := write(t, filepath.Join(dir, "ucx-progress.so"), string(b), 0o755)
+	preload := write(t, filepath.Join(dir, "progress.so"), string(b), 0o755)
 	fake := compile(t, filepath.Join(dir, "libucp.so.0"), fakeUCX, "-shared", "-fPIC", "-Wl,-soname,libucp.so.0")
 	opened := compile(t, filepath.Join(dir, "opened"), waitingProgram)
 	linked := compile(t, filepath.Join(dir, "linked"), waitingProgram, "-Wl,--no-as-needed", fake, "-Wl,-rpath,"+dir)
@@ -155,13 +155,13 @@ func TestUCXProgress(t *testing.T) {
 }
 
 // While it waits it does not keep the processor busy.
-func TestUCXProgressSleeps(t *testing.T) {
+func TestProgressSleeps(t *testing.T) {
 	dir := t.TempDir()
-	b, err := UCXProgress()
+	b, err := Progress()
 	if err != nil {
 		t.Fatal(err)
 	}
-	preload := write(t, filepath.Join(dir, "ucx-progress.so"), string(b), 0o755)
+	preload := write(t, filepath.Join(dir, "progress.so"), string(b), 0o755)
 	fake := compile(t, filepath.Join(dir, "libucp.so.0"), fakeUCX, "-shared", "-fPIC", "-Wl,-soname,libucp.so.0")
 	prog := compile(t, filepath.Join(dir, "wait"), strings.ReplaceAll(waitingProgram, "usleep(200000)", "usleep(1000000)"))
 	cmd := exec.Command(prog, fake)
@@ -174,74 +174,109 @@ func TestUCXProgressSleeps(t *testing.T) {
 	}
 }
 
-// pollingProgram is two threads on one processor, each of which polls until the other has counted on.
+// pollingProgram polls in vain by a clock of its own, and counts how often the preload sleeps. The clock is late by 5 ms
+// before the poll of each number that it is given; before a number with a minus there is something to do.
 const pollingProgram = `#define _GNU_SOURCE
-#include <pthread.h>
-#include <sched.h>
+#include <dlfcn.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <sys/resource.h>
-int ucp_worker_create(void *, const void *, void **);
-unsigned ucp_worker_progress(void *);
-struct params { uint64_t mask; int mode; };
-static volatile int turn;
-static void *play(void *me)
+#include <time.h>
+int something;
+static long long ns = 1;
+static int naps;
+int clock_gettime(clockid_t c, struct timespec *t)
 {
-	struct params p = {0};
-	void *w;
-	if (ucp_worker_create(&p, &p, &w) != 0)
-		exit(3);
-	for (int i = 0; i < 200; i++) {
-		while (turn % 2 != (int)(intptr_t)me)
-			ucp_worker_progress(w);
-		turn++;
-	}
+	t->tv_sec = ns / 1000000000, t->tv_nsec = ns % 1000000000;
 	return 0;
 }
-int main(void)
+int nanosleep(const struct timespec *t, struct timespec *left)
 {
-	cpu_set_t one;
-	pthread_t t;
-	struct rusage r;
-	CPU_ZERO(&one);
-	for (int i = 0; sched_getaffinity(0, sizeof one, &one) == 0 && CPU_COUNT(&one) > 1; i++) {
-		CPU_CLR(i, &one);
-		sched_setaffinity(0, sizeof one, &one);
+	naps++;
+	ns += t->tv_nsec;
+	return 0;
+}
+#ifdef OPAL
+static void (*progress)(void);
+static void start(void)
+{
+	/* As a library opened by dlopen would bind: to the preload, or to its own. */
+	void *h = dlopen("libopen-pal.so.40", RTLD_NOW | RTLD_LOCAL);
+	progress = dlsym(RTLD_DEFAULT, "opal_progress");
+	if (!progress)
+		progress = dlsym(h, "opal_progress");
+}
+static void poll_once(void) { progress(); }
+#else
+int ucp_worker_create(void *, const void *, void **);
+unsigned ucp_worker_progress(void *);
+struct params { uint64_t mask; int mode; } p;
+static void *w;
+static void start(void)
+{
+	if (ucp_worker_create(&p, &p, &w) != 0)
+		exit(3);
+}
+static void poll_once(void) { ucp_worker_progress(w); }
+#endif
+int main(int argc, char **argv)
+{
+	start();
+	for (int i = 1; i <= 10000; i++) {
+		something = 0;
+		for (int k = 1; k < argc; k++) {
+			if (atoi(argv[k]) == i)
+				ns += 5000000;
+			something = something || atoi(argv[k]) == -i;
+		}
+		ns += 1000;
+		poll_once();
 	}
-	pthread_create(&t, 0, play, (void *)0);
-	play((void *)1);
-	pthread_join(t, 0);
-	getrusage(RUSAGE_SELF, &r);
-	printf("%ld\n", r.ru_nvcsw);
+	printf("%d\n", naps);
 	return 0;
 }
 `
 
+// fakeOpal polls as Open MPI with mpi_yield_when_idle.
+const fakeOpal = `#include <sched.h>
+extern int something;
+void opal_progress(void) { if (!something) sched_yield(); }
+`
+
 // Ranks that poll and share a processor let go of it.
-func TestUCXProgressTakesTurns(t *testing.T) {
+func TestProgressTakesTurns(t *testing.T) {
 	dir := t.TempDir()
-	b, err := UCXProgress()
+	b, err := Progress()
 	if err != nil {
 		t.Fatal(err)
 	}
-	preload := write(t, filepath.Join(dir, "ucx-progress.so"), string(b), 0o755)
-	fake := compile(t, filepath.Join(dir, "libucp.so.0"), fakeUCX, "-shared", "-fPIC", "-Wl,-soname,libucp.so.0")
-	prog := compile(t, filepath.Join(dir, "poll"), pollingProgram, "-Wl,--no-as-needed", fake, "-Wl,-rpath,"+dir)
-	yields := func(env ...string) (n int) {
-		cmd := exec.Command(prog)
-		cmd.Env = append(os.Environ(), env...)
-		out, err := cmd.CombinedOutput()
-		if err == nil {
-			n, err = strconv.Atoi(strings.TrimSpace(string(out)))
+	preload := write(t, filepath.Join(dir, "progress.so"), string(b), 0o755)
+	ucp := compile(t, filepath.Join(dir, "libucp.so.0"), "extern int something;\n"+strings.ReplaceAll(fakeUCX, "return 0;\n}\nint by_c", "return something;\n}\nint by_c"),
+		"-shared", "-fPIC", "-Wl,-soname,libucp.so.0")
+	compile(t, filepath.Join(dir, "libopen-pal.so.40"), fakeOpal, "-shared", "-fPIC", "-Wl,-soname,libopen-pal.so.40")
+	for name, options := range map[string][]string{
+		"UCX":      {"-rdynamic", "-Wl,--no-as-needed", ucp, "-Wl,-rpath," + dir},
+		"Open MPI": {"-rdynamic", "-DOPAL", "-Wl,-rpath," + dir},
+	} {
+		prog := compile(t, filepath.Join(dir, strings.ReplaceAll(name, " ", "-")), pollingProgram, options...)
+		for _, tt := range []struct {
+			name, args string
+			naps       bool
+		}{
+			{"a core of its own", "", false},
+			{"time is missing", "5000", true},
+			{"a message came before the program computed", "5000 -4999", false},
+			{"time is missing while it waits for the next", "5000 -4000", true},
+		} {
+			t.Run(name+"/"+tt.name, func(t *testing.T) {
+				cmd := exec.Command(prog, strings.Fields(tt.args)...)
+				cmd.Env = append(os.Environ(), "LD_PRELOAD="+preload)
+				out, err := cmd.CombinedOutput()
+				n, parseErr := strconv.Atoi(strings.TrimSpace(string(out)))
+				if err != nil || parseErr != nil || n > 0 != tt.naps {
+					t.Errorf("%v, slept %s times", err, out)
+				}
+			})
 		}
-		if err != nil {
-			t.Fatalf("%v: %s", err, out)
-		}
-		return n
-	}
-	without, with := yields(), yields("LD_PRELOAD="+preload)
-	if with < without+5 {
-		t.Errorf("let go of the processor %d times for 400 turns, %d times without the preload", with, without)
 	}
 }
