@@ -64,8 +64,8 @@ Options:
     --rate RATE          at most so fast, all together: 100mbit
     --parent-ranks       inside a virtual machine: it runs the first ranks itself
     --no-clone           without virtual machines: ranks run on the hosts themselves
-    --via orted|pmix     how a program of Open MPI is launched: by its own launcher,
-                         or without it
+    --via pmix|orted     how a program of Open MPI is launched: without its own
+                         launcher (default for Open MPI 4), or by it
     -q                   no lines of mpirun-sf's own but errors
     -v                   a timeline, and bytes fetched by path
     --trace FILE         what took how long on which host, for chrome://tracing

@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"slices"
 	"strings"
 	"syscall"
@@ -47,16 +48,31 @@ func (j *inside) listen(context.Context) (net.Listener, error) {
 const viaPMIx = "pmix"
 
 // chooseVia decides how a program of Open MPI is launched, which the user calls
-// name.
+// name. If the user leaves that open it is by PMIx, which takes less time, where
+// this is known to work.
 func (j *job) chooseVia(name string) error {
-	if j.via != viaPMIx || j.instead != nil {
+	if j.instead != nil || j.via == viaOrted {
 		return j.chooseOrted()
 	}
-	if _, err := pmix.Helper(); err != nil {
+	_, err := pmix.Helper()
+	switch {
+	case j.via == viaPMIx && err != nil:
 		return fmt.Errorf("%s is a program of Open MPI: %w", name, err)
+	case j.via == "" && (err != nil || !isOpenMPI4(j.found.libraries)):
+		tui.Detail("launched by Open MPI's own launcher, for this is not Open MPI 4, or mpirun-sf was built without PMIx")
+		return j.chooseOrted()
 	}
 	j.wire = launch.WirePMIx
 	return nil
+}
+
+// isOpenMPI4 reports whether there is what only Open MPI 4 has beside one of
+// these libraries of a program: its runtime, ORTE.
+func isOpenMPI4(libraries []string) bool {
+	return slices.ContainsFunc(libraries, func(lib string) bool {
+		_, err := os.Stat(filepath.Join(filepath.Dir(lib), "libopen-rte.so.40"))
+		return err == nil
+	})
 }
 
 // chooseOrted has the job's program run by Open MPI's launcher.

@@ -40,14 +40,14 @@ func TestOpenMPI(t *testing.T) {
 	})
 	t.Run("as another user", func(t *testing.T) {
 		dir := ownFolder(t)
-		r := command{dir: dir, args: []string{"-np", "2", program}, env: append(bySudo(), "TMPDIR=/tmp")}.run(t).succeeds(t)
+		r := command{dir: dir, args: []string{"--via", "orted", "-np", "2", program}, env: append(bySudo(), "TMPDIR=/tmp")}.run(t).succeeds(t)
 		saysHello(t, onHost, r.stdout, 2, fmt.Sprintf("uid %d, MINE=, in %s", uid, dir))
 	})
 	t.Run("several on a clone", func(t *testing.T) {
 		if !full {
 			t.Skip("each shape of clones boots a guest: MPIRUN_SF_TEST_ALL=1 takes the time")
 		}
-		r := mpirun(t, "-np", "5", "-ppn", "2", program).succeeds(t)
+		r := mpirun(t, "--via", "orted", "-np", "5", "-ppn", "2", program).succeeds(t)
 		for rank := range 5 {
 			has(t, r.stdout, fmt.Sprintf("rank %d of 5 on clone-%d: sum 10, …", rank, rank/2+1))
 		}
@@ -93,7 +93,7 @@ func TestOpenMPIEnds(t *testing.T) {
 			})
 		}
 		asleep := func(t *testing.T) *running {
-			run := p.start(t, command{args: []string{"-np", "2", program, "sleep"}})
+			run := p.start(t, command{args: []string{"--via", "orted", "-np", "2", program, "sleep"}})
 			run.awaitOutput("sleeps", 2)
 			return run
 		}
@@ -105,7 +105,7 @@ func TestOpenMPIEnds(t *testing.T) {
 		})
 	}
 	t.Run("a lost clone", func(t *testing.T) {
-		run := command{args: []string{"-np", "2", program, "sleep"}}.start(t)
+		run := command{args: []string{"--via", "orted", "-np", "2", program, "sleep"}}.start(t)
 		run.awaitOutput("sleeps", 2)
 		all := processes()
 		victim := slices.IndexFunc(all, func(p process) bool { return p.isQEMU("-name clone-2") })
@@ -117,7 +117,7 @@ func TestOpenMPIEnds(t *testing.T) {
 		}
 	})
 	t.Run("a killed launcher", func(t *testing.T) {
-		run := command{args: []string{"-np", "2", program, "sleep"}}.start(t)
+		run := command{args: []string{"--via", "orted", "-np", "2", program, "sleep"}}.start(t)
 		run.awaitOutput("sleeps", 2)
 		run.cmd.Process.Kill()
 		run.wait()
