@@ -36,7 +36,7 @@
 //
 // # Flow
 //
-//  1. The launcher makes a Group (the layout of ranks as Mapping writes it), a Names and a Server, and sends the group to
+//  1. The launcher makes a Group (which rank is on which clone is in it), a Names and a Server, and sends the group to
 //     each clone's agent with the list of ranks that it is to run.
 //  2. For each clone the launcher calls Serve on its end of a stream, and the agent makes a Proxy and calls Run on the
 //     other. They greet each other; a version, group or rank list that does not match is refused with the reason.

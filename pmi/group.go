@@ -3,7 +3,6 @@ package pmi
 import (
 	"errors"
 	"fmt"
-	"strings"
 )
 
 // The limits announced in answer to get_maxes, in bytes. A rank that oversteps one is at fault and loses its connection.
@@ -45,7 +44,7 @@ type Group struct {
 	KVSName      string // name of the group and of its key-value space, at most MaxKVSName bytes, no spaces; unique in the job
 	Apps         []int  // ranks of each program, in the order of ranks: MPI_APPNUM; none is one program
 	UniverseSize int    // MPI_UNIVERSE_SIZE; 0 or less says that it is not known
-	Mapping      string // which rank lives on which clone, see Mapping; empty lets MPICH take each rank for a node of its own
+	Mapping      string // which rank lives on which clone, as PMI_process_mapping says it; empty lets MPICH take each rank for a node of its own
 	Preput       []Pair // what is in the KVS from the start
 	Spawner      string // KVSName of the group that spawned this one; empty for a group that the user started
 }
@@ -98,37 +97,9 @@ func (g Group) initial() []Pair {
 	return append([]Pair{{mappingKey, g.Mapping}}, g.Preput...)
 }
 
-// mappingKey is the key under which MPICH looks for Group.Mapping.
+// mappingKey is the key under which MPICH looks for Group.Mapping: blocks of (first node, nodes, ranks on each), such as
+// "(vector,(0,2,2),(2,1,1))" for five ranks on three clones.
 const mappingKey = "PMI_process_mapping"
-
-// Mapping writes PMI_process_mapping for ranks that are laid out in consecutive blocks: ranksPerNode[i] ranks on clone i.
-// Runs of equal clones are one block (first clone, clones, ranks on each): [2,2,1] is "(vector,(0,2,2),(2,1,1))".
-// Clones without ranks are left out, since MPICH numbers nodes by what it finds here.
-func Mapping(ranksPerNode []int) string {
-	var b strings.Builder
-	b.WriteString("(vector")
-	first, nodes, each := 0, 0, 0
-	flush := func() {
-		if nodes > 0 {
-			fmt.Fprintf(&b, ",(%d,%d,%d)", first, nodes, each)
-		}
-		first += nodes
-		nodes = 0
-	}
-	for _, n := range ranksPerNode {
-		if n <= 0 {
-			continue
-		}
-		if n != each {
-			flush()
-			each = n
-		}
-		nodes++
-	}
-	flush()
-	b.WriteString(")")
-	return b.String()
-}
 
 // State is how far a rank has come in PMI's life cycle.
 type State uint8

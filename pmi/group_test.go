@@ -6,24 +6,6 @@ import (
 	"testing"
 )
 
-func TestMapping(t *testing.T) {
-	for _, test := range []struct {
-		ranks []int
-		want  string
-	}{
-		{nil, "(vector)"},
-		{[]int{4}, "(vector,(0,1,4))"},
-		{[]int{1, 1, 1, 1}, "(vector,(0,4,1))"},
-		{[]int{2, 2, 1}, "(vector,(0,2,2),(2,1,1))"},
-		{[]int{1, 2, 2, 1}, "(vector,(0,1,1),(1,2,2),(3,1,1))"},
-		{[]int{2, 0, 2, -1, 1}, "(vector,(0,2,2),(2,1,1))"},
-	} {
-		if got := Mapping(test.ranks); got != test.want {
-			t.Errorf("Mapping(%v) = %s, want %s", test.ranks, got, test.want)
-		}
-	}
-}
-
 func TestEnviron(t *testing.T) {
 	g := Group{Size: 8, KVSName: "k"}
 	want := []string{"PMI_FD=3", "PMI_RANK=5", "PMI_SIZE=8", "MPI_LOCALRANKID=1", "MPI_LOCALNRANKS=2"}
@@ -55,7 +37,7 @@ func TestGroupValidate(t *testing.T) {
 		"preput of key":       func(g *Group) { g.Preput = []Pair{{"two words", "v"}} },
 		"line end":            func(g *Group) { g.Preput = []Pair{{"k", "a\nb"}} },
 		"KVS name":            func(g *Group) { g.KVSName = "two words" },
-		"PMI_process_mapping": func(g *Group) { g.Mapping = Mapping(slices.Repeat([]int{1, 2}, 100)) },
+		"PMI_process_mapping": func(g *Group) { g.Mapping = "(vector" + strings.Repeat(",(0,1,1)", 200) + ")" },
 	} {
 		g := good
 		spoil(&g)

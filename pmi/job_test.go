@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"net"
-	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -47,7 +46,7 @@ func (c counted) Write(b []byte) (int, error) { c.n.Add(1); return c.Conn.Write(
 func newJob(t testing.TB, clones, ranksEach int) *job {
 	t.Helper()
 	return startJob(t, NewNames(), ranksEach, Group{
-		Size: clones * ranksEach, KVSName: "kvs_7", UniverseSize: -1, Mapping: Mapping(slices.Repeat([]int{ranksEach}, clones)),
+		Size: clones * ranksEach, KVSName: "kvs_7", UniverseSize: -1, Mapping: fmt.Sprintf("(vector,(0,%d,%d))", clones, ranksEach),
 	})
 }
 

@@ -75,7 +75,7 @@ func newReal(t *testing.T, names *Names, group Group) *real {
 func launch(t *testing.T, clones, ranksEach int, program string, args ...string) *real {
 	t.Helper()
 	size := clones * ranksEach
-	m := newReal(t, NewNames(), Group{Size: size, KVSName: "kvs_1_0", UniverseSize: size, Mapping: Mapping([]int{size})})
+	m := newReal(t, NewNames(), Group{Size: size, KVSName: "kvs_1_0", UniverseSize: size, Mapping: fmt.Sprintf("(vector,(0,1,%d))", size)})
 	m.start(ranksEach, func(int) []string { return append([]string{program}, args...) })
 	return m
 }
@@ -285,7 +285,7 @@ func (m *real) kill() {
 
 func TestMPICHOverPorts(t *testing.T) {
 	program := compile(t)
-	m := newReal(t, NewNames(), Group{Size: 4, KVSName: "kvs_1_0", Apps: []int{1, 3}, Mapping: Mapping([]int{4})})
+	m := newReal(t, NewNames(), Group{Size: 4, KVSName: "kvs_1_0", Apps: []int{1, 3}, Mapping: "(vector,(0,1,4))"})
 	m.port = true
 	m.start(2, func(int) []string { return []string{program} })
 	want := []string{

@@ -18,7 +18,7 @@ func TestSlurmClient(t *testing.T) {
 	program := compilePMI2(t)
 	for _, port := range []bool{false, true} {
 		t.Run(fmt.Sprintf("port=%v", port), func(t *testing.T) {
-			m := newReal(t, NewNames(), Group{Size: 4, KVSName: "kvs_1_0", UniverseSize: 9, Mapping: Mapping([]int{2, 2})})
+			m := newReal(t, NewNames(), Group{Size: 4, KVSName: "kvs_1_0", UniverseSize: 9, Mapping: "(vector,(0,2,2))"})
 			m.port = port
 			m.start(2, func(int) []string { return []string{program, "all"} })
 			var want []string
