@@ -57,7 +57,7 @@ func (j *job) refuseOpenMPI(a launch.App) error {
 	j.found.mpi = guest.UnknownMPI
 	err := j.recognise(a.Argv[0], append([]string{a.File}, a.Argv[1:]...), a.Dir, a.Env)
 	if err == nil && j.found.mpi == guest.OpenMPI {
-		err = guest.OpenMPIError(a.Argv[0])
+		err = fmt.Errorf("%s is linked with Open MPI, and this is MPICH's mpiexec: launch it with mpirun-sf, or compile it with mpicc.mpich", a.Argv[0])
 	}
 	if j.found.mpi == guest.UnknownMPI {
 		j.found.mpi = before

@@ -9,7 +9,7 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	testscript.Main(m, map[string]func(){"mpirun-sf": main, "sf": main})
+	testscript.Main(m, map[string]func(){"mpirun-sf": main, "mpiexec": main, "sf": main})
 }
 
 // The scripts are also what to read to see how the command line answers. None

@@ -45,12 +45,6 @@ func (k Kind) String() string {
 	return fmt.Sprintf("Kind(%d)", int(k))
 }
 
-// OpenMPIError is the one line for a program of KindOpenMPI, for callers that
-// cannot launch one.
-func OpenMPIError(path string) error {
-	return fmt.Errorf("%s is linked with Open MPI, whose programs cannot be launched yet: compile it with MPICH (Debian: apt install libmpich-dev, then mpicc.mpich)", path)
-}
-
 // Recognise says what kind of program the file at path is. libraryPath is the
 // LD_LIBRARY_PATH that the program would run with. Errors are one line, for the
 // user: what is wrong with the file and what to do.
@@ -79,23 +73,6 @@ func (l *linker) kind(o *object) (Kind, *linkSet) {
 		return k, set
 	}
 	return KindDynamic, set
-}
-
-// Libraries are the paths of the libraries that a program is linked with, as the
-// dynamic linker would find them. libraryPath is as for [Recognise].
-func Libraries(path, libraryPath string) (paths []string, err error) {
-	o, err := readProgram(path)
-	if err != nil || o == nil {
-		return nil, err
-	}
-	set := newLinker(libraryPath).set()
-	if missing := set.resolve(o); len(missing) > 0 {
-		return nil, fmt.Errorf("%s: install it, or name its folder in LD_LIBRARY_PATH", missing[0])
-	}
-	for _, lib := range set.loaded {
-		paths = append(paths, lib.path)
-	}
-	return paths, nil
 }
 
 // mpiKind finds an MPI library among names like "libmpich.so.12", 0 if none is.
