@@ -1,8 +1,7 @@
-package mpich
+package debian
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -10,22 +9,36 @@ import (
 	"strings"
 )
 
-// Version is that of Debian 12's source package.
-const (
-	Version  = "4.0.2-3"
-	upstream = "4.0.2" // without what Debian adds
-)
+// A Source is a source package of Debian 12.
+type Source struct {
+	Name, Version string // such as mpich, 4.0.2-3
+	// Pristine leaves out what Debian adds to what the authors have released.
+	Pristine bool
+}
 
 // archive is where Debian's source packages are when this machine's own sources name no place.
 const archive = "http://deb.debian.org/debian bookworm main"
 
-// fetchSource fetches and unpacks the source package in dir, and returns the folder of the source. Signatures are checked by
+// Upstream is the version without what Debian adds to it.
+func (s Source) Upstream() string {
+	if i := strings.LastIndexByte(s.Version, '-'); i >= 0 {
+		return s.Version[:i]
+	}
+	return s.Version
+}
+
+// Folder is where Fetch unpacks the source in dir.
+func (s Source) Folder(dir string) string { return filepath.Join(dir, s.Name+"-"+s.Upstream()) }
+
+// Fetch fetches and unpacks the source package in dir, and returns the folder of the source. Signatures and sums are checked by
 // apt. Its lists are in dir, too: whether the machine has lists of source packages makes no difference.
-func fetchSource(ctx context.Context, dir string) (string, error) {
-	for tool, pkg := range map[string]string{"apt-get": "apt", "dpkg-source": "dpkg-dev", "xz": "xz-utils", "patch": "patch"} {
-		if _, err := exec.LookPath(tool); err != nil {
-			return "", fmt.Errorf("fetch the source of MPICH: %s is not there: apt install %s", tool, pkg)
-		}
+func (s Source) Fetch(ctx context.Context, dir string) (string, error) {
+	tools := map[string]string{"apt-get": "apt", "dpkg-source": "dpkg-dev", "xz": "xz-utils", "patch": "patch"}
+	if s.Pristine {
+		tools = map[string]string{"apt-get": "apt", "tar": "tar", "gzip": "gzip", "xz": "xz-utils"}
+	}
+	if err := need(tools); err != nil {
+		return "", fmt.Errorf("fetch the source of %s: %w", s.Name, err)
 	}
 	lists := filepath.Join(dir, "lists")
 	if err := os.MkdirAll(filepath.Join(lists, "partial"), 0o755); err != nil {
@@ -52,11 +65,30 @@ func fetchSource(ctx context.Context, dir string) (string, error) {
 	if err := apt("update"); err != nil {
 		return "", err
 	}
-	if err := apt("source", "--download-only", "mpich="+Version); err != nil {
+	fetch := []string{"source", "--download-only", s.Name + "=" + s.Version}
+	if s.Pristine {
+		fetch = append(fetch, "--tar-only")
+	}
+	if err := apt(fetch...); err != nil {
 		return "", err
 	}
-	source := filepath.Join(dir, "mpich-"+upstream)
-	return source, command(ctx, dir, filepath.Join(dir, "unpack.log"), "dpkg-source", "-x", "mpich_"+Version+".dsc", source)
+	return s.Folder(dir), s.unpack(ctx, dir)
+}
+
+func (s Source) unpack(ctx context.Context, dir string) error {
+	log := filepath.Join(dir, "unpack.log")
+	if !s.Pristine {
+		return command(ctx, dir, log, "dpkg-source", "-x", s.Name+"_"+s.Version+".dsc", s.Folder(dir))
+	}
+	archives, err := filepath.Glob(filepath.Join(dir, s.Name+"_"+s.Upstream()+".orig.tar.*"))
+	if err != nil || len(archives) != 1 {
+		return fmt.Errorf("apt-get source %s has left %d archives of the source in %s instead of one: %v", s.Name, len(archives), dir, archives)
+	}
+	if err := os.Mkdir(s.Folder(dir), 0o755); err != nil {
+		return err
+	}
+	// Authors name the folder in it as they like.
+	return command(ctx, dir, log, "tar", "-xf", archives[0], "--strip-components=1", "--no-same-owner", "-C", s.Folder(dir))
 }
 
 // places are where this machine fetches Debian 12 from.
@@ -70,24 +102,4 @@ func places(ctx context.Context) (found []string) {
 		return []string{archive}
 	}
 	return found
-}
-
-// command runs a program in dir with its output in a file, whose last lines an error has.
-func command(ctx context.Context, dir, log, name string, args ...string) error {
-	f, err := os.Create(log)
-	if err != nil {
-		return err
-	}
-	cmd := exec.CommandContext(ctx, name, args...)
-	cmd.Dir, cmd.Stdout, cmd.Stderr = dir, f, f
-	err = errors.Join(cmd.Run(), f.Close())
-	if err == nil {
-		return nil
-	}
-	if ctx.Err() != nil {
-		return context.Cause(ctx)
-	}
-	said, _ := os.ReadFile(log)
-	lines := strings.Split(strings.TrimSpace(string(said)), "\n")
-	return fmt.Errorf("%s %s: %w; %s ends with:\n%s", name, strings.Join(args, " "), err, log, strings.Join(lines[max(0, len(lines)-5):], "\n"))
 }

@@ -7,13 +7,9 @@
 // # Flow
 //
 //  1. [Open] looks for a build in the cache. What it was made of is in the name of its folder.
-//  2. [Make] makes it otherwise. apt fetches the source package, with lists of its own in the cache, so that the machine's
-//     configuration is neither needed nor touched (source.go).
-//  3. MPICH is configured without what launchers have no part in, made, and installed in the cache; then the folders of its test suite
-//     that are about launchers are made with it (build.go). The output of each step is in a file beside it.
+//  2. [Make] makes it otherwise: the source package is fetched ([debian.Source]); MPICH is configured without what launchers
+//     have no part in, made, and installed in the cache; then the folders of its test suite that are about launchers are made
+//     with it.
 //
-// # Locking
-//
-// A build is made under a lock of its file (flock), which goes with the process. It is complete when it has a file that says so; one that is
-// not is thrown away.
+// Locking is that of package debian.
 package mpich
