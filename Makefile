@@ -43,7 +43,7 @@ vmfork/guest/preload/%.so: vmfork/guest/preload/%.c
 	$(CC) -shared -fPIC $(CFLAGS) -nostdlib -o $@ $<
 
 pmi/pmix/helper/sfpmix: $(wildcard pmi/pmix/helper/*.[ch])
-	$(CC) $(CFLAGS) -D_GNU_SOURCE -I$(dir $(PMIX)) -o $@ $(filter %.c,$^) -lpmix -lpthread
+	$(CC) $(CFLAGS) -fvisibility=hidden -D_GNU_SOURCE -I$(dir $(PMIX)) -o $@ $(filter %.c,$^) -lpmix -lpthread
 
 examples: $(EXAMPLES)
 

@@ -83,6 +83,23 @@ void put_proc(struct out *o, const pmix_proc_t *p)
 	put_number(o, p->rank == PMIX_RANK_WILDCARD ? WILDCARD : p->rank);
 }
 
+void put_procs(struct out *o, const pmix_proc_t procs[], size_t n)
+{
+	put_number(o, (uint32_t)n);
+	for (size_t i = 0; i < n; i++)
+		put_proc(o, &procs[i]);
+}
+
+void put_strings(struct out *o, char **strings)
+{
+	uint32_t n = 0;
+	while (strings != NULL && strings[n] != NULL)
+		n++;
+	put_number(o, n);
+	for (uint32_t i = 0; i < n; i++)
+		put_string(o, strings[i]);
+}
+
 void send_frame(struct out *o)
 {
 	static pthread_mutex_t whole = PTHREAD_MUTEX_INITIALIZER;

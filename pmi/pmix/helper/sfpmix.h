@@ -5,7 +5,7 @@
 // anything that this thread does; they do write frames, for whoever reads those never waits for the helper.
 // The main thread reads frames and carries them out. It may wait for libpmix's thread, never the other way
 // round. Both lock what they share: the output (frame.c) and the operations that wait for an answer
-// (calls.c).
+// (pending.c).
 //
 // Trust. Frames come from the launcher, whom this process obeys; they are checked so that a mistake is told
 // apart from a bad network. What ranks say comes through libpmix.
@@ -44,6 +44,8 @@ void put_bytes(struct out *, const void *, size_t); // behind their number
 void put_raw(struct out *, const void *, size_t);   // without it
 void put_string(struct out *, const char *); // NULL is empty
 void put_proc(struct out *, const pmix_proc_t *);
+void put_procs(struct out *, const pmix_proc_t[], size_t); // behind their number
+void put_strings(struct out *, char **);                   // a list that ends in NULL, behind its number
 void send_frame(struct out *); // and frees it
 
 // struct in is a frame that came. Its fields are taken in order; one that is not there ends the process.
@@ -70,13 +72,44 @@ void register_job(struct in *);
 void clean_up(void);
 extern char session_dir[]; // this process's own
 
+// ---- pending.c
+
+// struct operation waits for the launcher's answer. The answer's kind says which callback it is for.
+struct operation {
+	uint32_t id;
+	int answer; // DONE, DATA, FOUND or SPAWNED
+	union {
+		pmix_op_cbfunc_t done;
+		pmix_modex_cbfunc_t data;
+		pmix_lookup_cbfunc_t found;
+		pmix_spawn_cbfunc_t spawned;
+	} callback;
+	void *context;
+	struct operation *next;
+};
+// expect makes an operation and returns its number. It must come before its frame is written.
+uint32_t expect(struct operation);
+// settle gives the answer to an operation that an upcall began. Main thread.
+void settle(struct in *);
+pmix_status_t status_of(uint32_t outcome); // as libpmix numbers it
+
 // ---- calls.c
 
 extern pmix_server_module_t upcalls;
 extern pmix_nspace_t own; // the namespace that is served here
-// settle gives the answer to an operation that an upcall began. Main thread.
-void settle(struct in *);
 // fetch asks libpmix for what a local rank has put, for a rank elsewhere. Main thread.
 void fetch(struct in *);
+
+// ---- names.c, spawn.c: more upcalls
+
+pmix_status_t publish(const pmix_proc_t *, const pmix_info_t[], size_t, pmix_op_cbfunc_t, void *context);
+pmix_status_t lookup(const pmix_proc_t *, char **keys, const pmix_info_t[], size_t, pmix_lookup_cbfunc_t, void *context);
+pmix_status_t unpublish(const pmix_proc_t *, char **keys, const pmix_info_t[], size_t, pmix_op_cbfunc_t, void *context);
+// settle_found gives the answer to a lookup.
+void settle_found(struct in *, struct operation, uint32_t outcome);
+pmix_status_t spawn(const pmix_proc_t *, const pmix_info_t job[], size_t, const pmix_app_t[], size_t, pmix_spawn_cbfunc_t,
+		    void *context);
+pmix_status_t connect_procs(const pmix_proc_t[], size_t, const pmix_info_t[], size_t, pmix_op_cbfunc_t, void *context);
+pmix_status_t disconnect_procs(const pmix_proc_t[], size_t, const pmix_info_t[], size_t, pmix_op_cbfunc_t, void *context);
 
 #endif
