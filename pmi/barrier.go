@@ -1,6 +1,10 @@
 package pmi
 
-import "fmt"
+import (
+	"fmt"
+
+	"github.com/mpirun-sf/mpirun-sf/pmi/internal/hearsay"
+)
 
 // barrier is one that local ranks are in.
 type barrier struct {
@@ -55,7 +59,7 @@ func (p *Proxy) release(name string, b *barrier) {
 func (p *Proxy) barrierOut(m message) error {
 	b := p.barriers[m.barrier]
 	if b == nil || !b.remote || len(b.in) < len(b.local) {
-		return fmt.Errorf("the launcher ended barrier %s out of turn", clip(m.barrier))
+		return fmt.Errorf("the launcher ended barrier %s out of turn", hearsay.Clip(m.barrier))
 	}
 	if err := p.learn(m.pairs); err != nil {
 		return err

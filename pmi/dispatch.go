@@ -6,6 +6,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+
+	"github.com/mpirun-sf/mpirun-sf/pmi/internal/hearsay"
 )
 
 // handle does what one message asks for; done is true after the goodbye.
@@ -28,9 +30,9 @@ func (s *Server) handle(m message, p *peer) (done bool, err error) {
 	case m.kind == kindFinalize && ev.Finalize != nil:
 		ev.Finalize(m.rank)
 	case m.kind == kindAbort && ev.Abort != nil:
-		ev.Abort(m.rank, m.code, printable(m.text))
+		ev.Abort(m.rank, m.code, hearsay.Printable(m.text))
 	case m.kind == kindFault && ev.Protocol != nil:
-		ev.Protocol(m.rank, errors.New(printable(m.text)))
+		ev.Protocol(m.rank, errors.New(hearsay.Printable(m.text)))
 	case m.kind == kindSpawn:
 		s.spawn(m, p)
 	case m.kind == kindClosed:
@@ -198,7 +200,7 @@ func (s *Server) barrierIn(p *peer, name string, pairs []Pair) error {
 	g := s.gatherings[m.name]
 	local := m.of(p.ranks)
 	if m.node || len(local) == 0 || g != nil && slices.Contains(g.in, p) || p.barriers >= maxBarriers*len(p.ranks) {
-		return fmt.Errorf("the agent of ranks %s entered barrier %s out of turn", formatRanks(p.ranks), clip(m.name))
+		return fmt.Errorf("the agent of ranks %s entered barrier %s out of turn", formatRanks(p.ranks), hearsay.Clip(m.name))
 	}
 	if g == nil {
 		g = &gathering{members: m}

@@ -3,6 +3,8 @@ package pmi
 import (
 	"errors"
 	"fmt"
+
+	"github.com/mpirun-sf/mpirun-sf/pmi/internal/hearsay"
 )
 
 // The limits announced in answer to get_maxes, in bytes. A rank that oversteps one is at fault and loses its connection.
@@ -55,14 +57,14 @@ func (g Group) Validate() error {
 	case g.Size < 1 || g.Size > MaxSize:
 		return fmt.Errorf("process group of %d ranks: must be 1 to %d", g.Size, MaxSize)
 	case !isKVSName(g.KVSName):
-		return fmt.Errorf("KVS name %q: must be 1 to %d printable characters without spaces", clip(g.KVSName), MaxKVSName)
+		return fmt.Errorf("KVS name %q: must be 1 to %d printable characters without spaces", hearsay.Clip(g.KVSName), MaxKVSName)
 	case g.Spawner != "" && !isKVSName(g.Spawner):
-		return fmt.Errorf("KVS name %q of the spawner: must be at most %d printable characters without spaces", clip(g.Spawner), MaxKVSName)
+		return fmt.Errorf("KVS name %q of the spawner: must be at most %d printable characters without spaces", hearsay.Clip(g.Spawner), MaxKVSName)
 	case len(g.Mapping) > MaxValue:
 		return fmt.Errorf("%s of %d bytes: MPICH reads at most %d; give clones equal numbers of ranks, or leave the mapping out",
 			mappingKey, len(g.Mapping), MaxValue)
-	case g.Mapping != "" && !isToken(g.Mapping):
-		return fmt.Errorf("%s %q: must be printable characters without spaces", mappingKey, clip(g.Mapping))
+	case g.Mapping != "" && !hearsay.IsToken(g.Mapping):
+		return fmt.Errorf("%s %q: must be printable characters without spaces", mappingKey, hearsay.Clip(g.Mapping))
 	}
 	ranks := 0
 	for i, n := range g.Apps {
@@ -77,7 +79,7 @@ func (g Group) Validate() error {
 	return checkPreput(g.Preput)
 }
 
-func isKVSName(s string) bool { return s != "" && len(s) <= MaxKVSName && isToken(s) }
+func isKVSName(s string) bool { return s != "" && len(s) <= MaxKVSName && hearsay.IsToken(s) }
 
 // appNum is the number of the program that a rank runs.
 func (g Group) appNum(rank int) int {

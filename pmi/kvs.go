@@ -5,6 +5,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+
+	"github.com/mpirun-sf/mpirun-sf/pmi/internal/hearsay"
 )
 
 // A group has one key-value space, and those that its ranks make with create_kvs. All are kept in one map: a key of a
@@ -52,7 +54,7 @@ func checkKey(key string) error {
 	space, rest, found := strings.Cut(key, " ")
 	if found {
 		if !isSpace(space) {
-			return fmt.Errorf("key %q in no key-value space", clip(key))
+			return fmt.Errorf("key %q in no key-value space", hearsay.Clip(key))
 		}
 		if key = rest; key == "" {
 			return nil
@@ -66,8 +68,8 @@ func checkPlainKey(key string) error {
 	switch {
 	case len(key) > MaxKey:
 		return fmt.Errorf("a key of %d bytes: at most %d are taken", len(key), MaxKey)
-	case key == "" || !isToken(key):
-		return fmt.Errorf("key %q: must be printable characters without spaces", clip(key))
+	case key == "" || !hearsay.IsToken(key):
+		return fmt.Errorf("key %q: must be printable characters without spaces", hearsay.Clip(key))
 	}
 	return nil
 }
@@ -76,10 +78,10 @@ func checkPlainKey(key string) error {
 // elsewhere.
 func checkValue(key, value string, most int) error {
 	if len(value) > most {
-		return fmt.Errorf("%s with a value of %d bytes: at most %d are taken", clip(key), len(value), most)
+		return fmt.Errorf("%s with a value of %d bytes: at most %d are taken", hearsay.Clip(key), len(value), most)
 	}
 	if strings.ContainsAny(value, "\n\x00") {
-		return fmt.Errorf("%s with a value that has a line end or a zero byte in it", clip(key))
+		return fmt.Errorf("%s with a value that has a line end or a zero byte in it", hearsay.Clip(key))
 	}
 	return nil
 }

@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"io"
 	"strings"
+
+	"github.com/mpirun-sf/mpirun-sf/pmi/internal/hearsay"
 )
 
 // PMI-1's syntax: "cmd=name key=value ..." in one line, or "mcmd=name", a line for each field, and "endcmd".
@@ -26,8 +28,8 @@ func parseLine(line []byte) (request, error) {
 	var q request
 	for rest != "" {
 		key, after, found := strings.Cut(rest, "=")
-		if !found || key == "" || !isToken(key) {
-			return request{}, fmt.Errorf("%q is not key=value", clip(rest))
+		if !found || key == "" || !hearsay.IsToken(key) {
+			return request{}, fmt.Errorf("%q is not key=value", hearsay.Clip(rest))
 		}
 		var value string
 		if takesRest(key) {
@@ -36,16 +38,16 @@ func parseLine(line []byte) (request, error) {
 			value, rest = cutValue(after)
 		}
 		if _, twice := q.get(key); twice {
-			return request{}, fmt.Errorf("%s= twice in one line", clip(key))
+			return request{}, fmt.Errorf("%s= twice in one line", hearsay.Clip(key))
 		}
 		q.fields = append(q.fields, Pair{key, value})
 	}
 	if len(q.fields) == 0 || q.fields[0].Key != "cmd" && q.fields[0].Key != "mcmd" {
-		return request{}, fmt.Errorf("%q does not begin with cmd= or mcmd=", clip(string(line)))
+		return request{}, fmt.Errorf("%q does not begin with cmd= or mcmd=", hearsay.Clip(string(line)))
 	}
 	q.cmd = q.fields[0].Value
-	if q.cmd == "" || !isToken(q.cmd) {
-		return request{}, fmt.Errorf("command name %q", clip(q.cmd))
+	if q.cmd == "" || !hearsay.IsToken(q.cmd) {
+		return request{}, fmt.Errorf("command name %q", hearsay.Clip(q.cmd))
 	}
 	return q, nil
 }
@@ -87,17 +89,17 @@ func (rr *requestReader) nextLine() (request, error) {
 			return request{}, err
 		}
 		if q.bytes += len(line) + 1; q.bytes > maxSpawnBytes {
-			return request{}, &badInput{fmt.Errorf("mcmd=%s of more than %d bytes", clip(q.cmd), maxSpawnBytes)}
+			return request{}, &badInput{fmt.Errorf("mcmd=%s of more than %d bytes", hearsay.Clip(q.cmd), maxSpawnBytes)}
 		}
 		if string(line) == "endcmd" {
 			return q, nil
 		}
 		key, value, found := strings.Cut(string(line), "=")
 		if !found || key == "" {
-			return request{}, &badInput{fmt.Errorf("%q inside mcmd=%s is not key=value", clip(string(line)), clip(q.cmd))}
+			return request{}, &badInput{fmt.Errorf("%q inside mcmd=%s is not key=value", hearsay.Clip(string(line)), hearsay.Clip(q.cmd))}
 		}
 		if seen[key] {
-			return request{}, &badInput{fmt.Errorf("%s= twice inside mcmd=%s", clip(key), clip(q.cmd))}
+			return request{}, &badInput{fmt.Errorf("%s= twice inside mcmd=%s", hearsay.Clip(key), hearsay.Clip(q.cmd))}
 		}
 		seen[key] = true
 		q.fields = append(q.fields, Pair{key, value})
@@ -111,7 +113,7 @@ func (rr *requestReader) line() ([]byte, error) {
 	case err == nil:
 		return line[:len(line)-1], nil
 	case errors.Is(err, bufio.ErrBufferFull):
-		return nil, &badInput{fmt.Errorf("a line of more than %d bytes, beginning %q", maxLine, clip(string(line)))}
+		return nil, &badInput{fmt.Errorf("a line of more than %d bytes, beginning %q", maxLine, hearsay.Clip(string(line)))}
 	case err == io.EOF && len(line) > 0:
 		return nil, io.ErrUnexpectedEOF
 	}

@@ -5,6 +5,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+
+	"github.com/mpirun-sf/mpirun-sf/pmi/internal/hearsay"
 )
 
 // maxBarrierName is the longest name of a barrier, in bytes: PMI 1.2 names its ranks.
@@ -27,8 +29,8 @@ const world = "WORLD"
 // parseMembers parses a barrier's name in a group of so many ranks.
 func parseMembers(name string, size int) (members, error) {
 	who, tag, _ := strings.Cut(name, ":")
-	if len(name) > maxBarrierName || !isToken(name) {
-		return members{}, fmt.Errorf("barrier of group %q: must be at most %d printable characters", clip(name), maxBarrierName)
+	if len(name) > maxBarrierName || !hearsay.IsToken(name) {
+		return members{}, fmt.Errorf("barrier of group %q: must be at most %d printable characters", hearsay.Clip(name), maxBarrierName)
 	}
 	if tag == "" {
 		tag = "0" // what MPICH's client writes for none
@@ -43,7 +45,7 @@ func parseMembers(name string, size int) (members, error) {
 	for word := range strings.SplitSeq(who, ",") {
 		r, err := strconv.ParseInt(word, 10, 32)
 		if err != nil || r < 0 || int(r) >= size {
-			return members{}, fmt.Errorf("barrier of group %q: %q is no rank of %d", clip(name), clip(word), size)
+			return members{}, fmt.Errorf("barrier of group %q: %q is no rank of %d", hearsay.Clip(name), hearsay.Clip(word), size)
 		}
 		list = append(list, int(r))
 	}

@@ -4,6 +4,8 @@ import (
 	"errors"
 	"strings"
 	"sync"
+
+	"github.com/mpirun-sf/mpirun-sf/pmi/internal/hearsay"
 )
 
 // Limits of a name service, in bytes.
@@ -77,7 +79,7 @@ func checkService(service string) error {
 
 // checkPort checks a port, which is one word: clients read no further.
 func checkPort(port string) error {
-	if port == "" || len(port) > maxStored || !isToken(port) {
+	if port == "" || len(port) > maxStored || !hearsay.IsToken(port) {
 		return errors.New("bad_port")
 	}
 	return nil

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+
+	"github.com/mpirun-sf/mpirun-sf/pmi/internal/hearsay"
 )
 
 // What ranks ask for, in either version. Those who call these know the syntax and answer.
@@ -44,7 +46,7 @@ func (c *conversation) enter(name string, answer func()) error {
 	}
 	rank := c.slot.rank
 	if len(m.of([]int{rank})) == 0 {
-		return &badInput{fmt.Errorf("barrier of group %q, to which it does not belong", clip(name))}
+		return &badInput{fmt.Errorf("barrier of group %q, to which it does not belong", hearsay.Clip(name))}
 	}
 	out, entered, err := c.proxy.enter(rank, m)
 	if err != nil {

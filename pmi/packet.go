@@ -6,6 +6,8 @@ import (
 	"io"
 	"strconv"
 	"strings"
+
+	"github.com/mpirun-sf/mpirun-sf/pmi/internal/hearsay"
 )
 
 // PMI-2's syntax: the length in six characters, decimal and padded with spaces on either side, and so many bytes of
@@ -27,22 +29,22 @@ func parsePacket(body string) (request, error) {
 	q := request{packet: true, bytes: len(body)}
 	for rest := body; rest != ""; {
 		key, after, found := strings.Cut(rest, "=")
-		if !found || key == "" || !isToken(key) {
-			return request{}, fmt.Errorf("%q is not key=value;", clip(rest))
+		if !found || key == "" || !hearsay.IsToken(key) {
+			return request{}, fmt.Errorf("%q is not key=value;", hearsay.Clip(rest))
 		}
 		value, tail, ended := cutPacketValue(after)
 		if !ended {
-			return request{}, fmt.Errorf("%q has no semicolon at its end", clip(rest))
+			return request{}, fmt.Errorf("%q has no semicolon at its end", hearsay.Clip(rest))
 		}
 		q.fields = append(q.fields, Pair{key, value})
 		rest = tail
 	}
 	if len(q.fields) == 0 || q.fields[0].Key != "cmd" {
-		return request{}, fmt.Errorf("%q does not begin with cmd=", clip(body))
+		return request{}, fmt.Errorf("%q does not begin with cmd=", hearsay.Clip(body))
 	}
 	q.cmd = q.fields[0].Value
-	if q.cmd == "" || !isToken(q.cmd) {
-		return request{}, fmt.Errorf("command name %q", clip(q.cmd))
+	if q.cmd == "" || !hearsay.IsToken(q.cmd) {
+		return request{}, fmt.Errorf("command name %q", hearsay.Clip(q.cmd))
 	}
 	return q, nil
 }

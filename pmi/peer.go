@@ -5,6 +5,8 @@ import (
 	"io"
 	"slices"
 	"time"
+
+	"github.com/mpirun-sf/mpirun-sf/pmi/internal/hearsay"
 )
 
 // peer is the proxy at the other end of one Serve.
@@ -90,7 +92,7 @@ func (s *Server) waitingFor(p *peer) string {
 	}
 	for _, g := range s.gatherings {
 		if slices.Contains(g.in, p) {
-			return fmt.Sprintf("ranks %s waited in barrier %s for ranks %s", formatRanks(g.members.of(p.ranks)), clip(g.members.name),
+			return fmt.Sprintf("ranks %s waited in barrier %s for ranks %s", formatRanks(g.members.of(p.ranks)), hearsay.Clip(g.members.name),
 				formatRanks(s.absent(g)))
 		}
 	}

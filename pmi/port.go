@@ -7,6 +7,8 @@ import (
 	"net"
 	"sync"
 	"time"
+
+	"github.com/mpirun-sf/mpirun-sf/pmi/internal/hearsay"
 )
 
 // greetTime is how long one that connects to a port may take to say who it is.
@@ -104,7 +106,7 @@ func (q request) identity() (int, error) {
 		}
 		return q.number("srcid") // Slurm's client
 	}
-	return 0, fmt.Errorf("%s does not say who it is: is PMI_ID in its environment?", clip(q.cmd))
+	return 0, fmt.Errorf("%s does not say who it is: is PMI_ID in its environment?", hearsay.Clip(q.cmd))
 }
 
 // Absent says that a rank's process has ended. One that never connected to the port counts as closed from then on; the

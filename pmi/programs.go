@@ -5,6 +5,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+
+	"github.com/mpirun-sf/mpirun-sf/pmi/internal/hearsay"
 )
 
 // spawnWords are the keys by which a spawn names things. Where there are several, their number is given, and the number of
@@ -73,7 +75,7 @@ func count(values map[string]string, key string) (int, error) {
 	}
 	n, err := strconv.ParseUint(text, 10, 31)
 	if err != nil || n > MaxSize {
-		return 0, fmt.Errorf("spawn with %s=%q: must be a number up to %d", key, clip(text), MaxSize)
+		return 0, fmt.Errorf("spawn with %s=%q: must be a number up to %d", key, hearsay.Clip(text), MaxSize)
 	}
 	return int(n), nil
 }

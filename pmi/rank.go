@@ -7,6 +7,8 @@ import (
 	"io"
 	"sync"
 	"sync/atomic"
+
+	"github.com/mpirun-sf/mpirun-sf/pmi/internal/hearsay"
 )
 
 // maxFaults is how many unsupported commands of a rank are reported; a rank that loops over one must not fill the log.
@@ -214,7 +216,7 @@ func (c *conversation) handle(ctx context.Context, q request) error {
 // mustBe says whether a request may come now.
 func (c *conversation) mustBe(want State, q request) error {
 	if state := c.proxy.RankState(c.slot.rank); state != want {
-		return &badInput{fmt.Errorf("%s while PMI is %s", clip(q.cmd), state)}
+		return &badInput{fmt.Errorf("%s while PMI is %s", hearsay.Clip(q.cmd), state)}
 	}
 	return nil
 }

@@ -6,6 +6,8 @@ import (
 	"io"
 	"strconv"
 	"sync"
+
+	"github.com/mpirun-sf/mpirun-sf/pmi/internal/hearsay"
 )
 
 // maxLine is the longest line that a rank may send, in bytes, newline included. The longest legal put is clientLine; lines
@@ -34,11 +36,11 @@ func (q request) get(key string) (string, bool) {
 func (q request) number(key string) (int, error) {
 	v, ok := q.get(key)
 	if !ok {
-		return 0, fmt.Errorf("%s without %s", clip(q.cmd), key)
+		return 0, fmt.Errorf("%s without %s", hearsay.Clip(q.cmd), key)
 	}
 	n, err := strconv.ParseInt(v, 10, 32)
 	if err != nil {
-		return 0, fmt.Errorf("%s with %s=%q: not a number", clip(q.cmd), key, clip(v))
+		return 0, fmt.Errorf("%s with %s=%q: not a number", hearsay.Clip(q.cmd), key, hearsay.Clip(v))
 	}
 	return int(n), nil
 }

@@ -7,6 +7,8 @@ import (
 	"io"
 	"net"
 	"time"
+
+	"github.com/mpirun-sf/mpirun-sf/pmi/internal/hearsay"
 )
 
 // Singleton is what a launcher does that a running process has started as "mpiexec -pmi_args PORT INTERFACE KEY PID": a
@@ -62,7 +64,7 @@ func (l *link) agree(ctx context.Context, conn net.Conn, kvsName string) error {
 		return err
 	}
 	if q.cmd != "singinit" || q.packet {
-		return fmt.Errorf("it sent %s instead of singinit", clip(q.cmd))
+		return fmt.Errorf("it sent %s instead of singinit", hearsay.Clip(q.cmd))
 	}
 	if version, err := q.number("pmi_version"); err != nil || version != 1 {
 		l.line("cmd=singinit_info versionok=no stdio=no kvsname=%s", kvsName)

@@ -6,6 +6,8 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+
+	"github.com/mpirun-sf/mpirun-sf/pmi/internal/hearsay"
 )
 
 // Limits of one spawn.
@@ -61,12 +63,12 @@ func (a SpawnApp) Fit(room int) (int, error) {
 	for entry := range strings.SplitSeq(soft, ",") {
 		n, err := largest(strings.TrimSpace(entry), room)
 		if err != nil {
-			return 0, fmt.Errorf("info key soft %q: %w", clip(soft), err)
+			return 0, fmt.Errorf("info key soft %q: %w", hearsay.Clip(soft), err)
 		}
 		best = max(best, n)
 	}
 	if best < 0 {
-		return 0, fmt.Errorf("%d ranks to start, room for %d, and soft %q allows no fewer", a.Ranks, max(0, room), clip(soft))
+		return 0, fmt.Errorf("%d ranks to start, room for %d, and soft %q allows no fewer", a.Ranks, max(0, room), hearsay.Clip(soft))
 	}
 	return best, nil
 }
@@ -81,7 +83,7 @@ func largest(entry string, limit int) (int, error) {
 	for i, p := range parts {
 		n, err := strconv.ParseInt(p, 10, 32)
 		if err != nil {
-			return 0, fmt.Errorf("%q is not a number", clip(p))
+			return 0, fmt.Errorf("%q is not a number", hearsay.Clip(p))
 		}
 		numbers[i] = int(n)
 	}
@@ -155,7 +157,7 @@ func (r *SpawnRequest) Answer(kvsName string, errcodes []int, err error) {
 		switch {
 		case err != nil:
 		case !isKVSName(kvsName):
-			err = fmt.Errorf("the spawned group's KVS name is %q", clip(kvsName))
+			err = fmt.Errorf("the spawned group's KVS name is %q", hearsay.Clip(kvsName))
 		case len(errcodes) != 0 && len(errcodes) != r.Ranks():
 			err = fmt.Errorf("%d error codes for %d ranks", len(errcodes), r.Ranks())
 		}

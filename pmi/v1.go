@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+
+	"github.com/mpirun-sf/mpirun-sf/pmi/internal/hearsay"
 )
 
 // PMI-1: what is asked in lines, and how it is answered. Version 1.2 is 1.1 with barriers of groups of ranks.
@@ -61,7 +63,7 @@ func (c *conversation) handleLine(ctx context.Context, q request) error {
 	default:
 		// An answer under an unknown name fails the call; none would hang it.
 		l.line("cmd=%s_result rc=-1 msg=not_supported", word(q.cmd))
-		return c.fault(fmt.Errorf("%s is not supported", clip(q.cmd)))
+		return c.fault(fmt.Errorf("%s is not supported", hearsay.Clip(q.cmd)))
 	}
 	return nil
 }
@@ -121,10 +123,10 @@ func (c *conversation) linePut(q request) error {
 	var err error
 	switch {
 	case !given:
-		err = fmt.Errorf("put of %s without value", clip(key))
+		err = fmt.Errorf("put of %s without value", hearsay.Clip(key))
 	case key == "" && value == "": // MPICH 4.0's singleton, which has put nothing before it found a launcher
 	case !ours:
-		err = fmt.Errorf("put of %s into another group's key-value space", clip(key))
+		err = fmt.Errorf("put of %s into another group's key-value space", hearsay.Clip(key))
 	default:
 		err = c.store(space, key, value, MaxValue)
 	}

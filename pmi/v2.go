@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"strconv"
+
+	"github.com/mpirun-sf/mpirun-sf/pmi/internal/hearsay"
 )
 
 // PMI-2: what is asked in packets, and how it is answered.
@@ -62,7 +64,7 @@ func (c *conversation) handlePacket(ctx context.Context, q request) error {
 		c.done(q)
 	default:
 		c.refuse(q, "not supported")
-		return c.fault(fmt.Errorf("%s is not supported", clip(q.cmd)))
+		return c.fault(fmt.Errorf("%s is not supported", hearsay.Clip(q.cmd)))
 	}
 	return nil
 }

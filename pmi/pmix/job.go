@@ -3,7 +3,8 @@ package pmix
 import (
 	"fmt"
 	"strings"
-	"unicode"
+
+	"github.com/mpirun-sf/mpirun-sf/pmi/internal/hearsay"
 )
 
 // Wildcard as a rank means every rank of a namespace.
@@ -54,8 +55,8 @@ func (j Job) size() int {
 
 // Validate says what is wrong with j, if anything is.
 func (j Job) Validate() error {
-	if j.Namespace == "" || len(j.Namespace) > MaxNamespace || !isToken(j.Namespace) {
-		return fmt.Errorf("namespace %q: must be 1 to %d printable characters without spaces", clip(j.Namespace), MaxNamespace)
+	if j.Namespace == "" || len(j.Namespace) > MaxNamespace || !hearsay.IsToken(j.Namespace) {
+		return fmt.Errorf("namespace %q: must be 1 to %d printable characters without spaces", hearsay.Clip(j.Namespace), MaxNamespace)
 	}
 	size, inApps := j.size(), 0
 	if size < 1 || size > MaxSize {
@@ -64,8 +65,8 @@ func (j Job) Validate() error {
 	seen := make([]bool, size)
 	for _, p := range j.Places {
 		// libpmix makes a pattern of the names.
-		if p.Name == "" || !isToken(p.Name) || strings.ContainsAny(p.Name, ",;[]:") {
-			return fmt.Errorf("namespace %s: %q is no host name", j.Namespace, clip(p.Name))
+		if p.Name == "" || !hearsay.IsToken(p.Name) || strings.ContainsAny(p.Name, ",;[]:") {
+			return fmt.Errorf("namespace %s: %q is no host name", j.Namespace, hearsay.Clip(p.Name))
 		}
 		if len(p.Ranks) == 0 {
 			return fmt.Errorf("namespace %s: %s has no ranks", j.Namespace, p.Name)
@@ -107,33 +108,4 @@ func (j Job) frame(at int) []byte {
 		e.string(a.Program).string(a.Dir).number(uint32(a.Ranks))
 	}
 	return e.frame()
-}
-
-// isToken reports whether s is printable ASCII without spaces.
-func isToken(s string) bool {
-	for i := range len(s) {
-		if s[i] <= ' ' || s[i] > '~' {
-			return false
-		}
-	}
-	return true
-}
-
-// printable makes a guest's text safe for a terminal, lines kept.
-func printable(s string) string {
-	return strings.Map(func(r rune) rune {
-		if !unicode.IsPrint(r) && r != '\n' {
-			return '?'
-		}
-		return r
-	}, s)
-}
-
-// clip shortens s for an error message.
-func clip(s string) string {
-	const most = 80
-	if len(s) > most {
-		return s[:most] + "..."
-	}
-	return s
 }

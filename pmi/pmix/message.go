@@ -3,6 +3,8 @@ package pmix
 import (
 	"encoding/binary"
 	"strings"
+
+	"github.com/mpirun-sf/mpirun-sf/pmi/internal/hearsay"
 )
 
 // logMessage is PMIx's key for what Open MPI has shown.
@@ -23,7 +25,7 @@ func (s *Server) message(n *Node, d *decoder) error {
 		if key == logMessage {
 			topic, text = helpText(data)
 		}
-		if text = printable(text[:min(len(text), maxText)]); text != "" && s.fresh(by.Namespace, topic) {
+		if text = hearsay.Lines(text[:min(len(text), maxText)]); text != "" && s.fresh(by.Namespace, topic) {
 			texts = append(texts, strings.TrimSuffix(text, "\n")+"\n")
 		}
 	}

@@ -8,6 +8,8 @@ import (
 	"io"
 	"slices"
 	"strings"
+
+	"github.com/mpirun-sf/mpirun-sf/pmi/internal/hearsay"
 )
 
 // What one node may have.
@@ -125,7 +127,7 @@ func (n *Node) next(k kind) (*decoder, error) {
 	case err != nil:
 		return nil, err
 	case d.kind == kindFault:
-		return nil, errors.New(clip(printable(d.string())))
+		return nil, errors.New(hearsay.Clip(hearsay.Printable(d.string())))
 	case d.kind != k:
 		return nil, fmt.Errorf("it sent a frame of kind %d where %d was expected", d.kind, k)
 	}

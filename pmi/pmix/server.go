@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/mpirun-sf/mpirun-sf/pmi"
+	"github.com/mpirun-sf/mpirun-sf/pmi/internal/hearsay"
 )
 
 // Events are a Server's reports to the launcher. Any may be nil. They are called by the Serve of the node that they come
@@ -148,7 +149,7 @@ func (s *Server) handle(n *Node, d *decoder) error {
 		}
 		return d.end()
 	case kindFault:
-		return fmt.Errorf("the PMIx helper says: %s", clip(printable(d.string())))
+		return fmt.Errorf("the PMIx helper says: %s", hearsay.Clip(hearsay.Printable(d.string())))
 	case kindConnected, kindFinalized, kindAbort:
 		return s.tell(n, d)
 	case kindMessage:
@@ -178,7 +179,7 @@ func (s *Server) tell(n *Node, d *decoder) error {
 	case kindAbort:
 		code, text := int(int32(d.number())), d.string()
 		if d.err == nil && ev.Abort != nil {
-			ev.Abort(p, code, clip(printable(text)))
+			ev.Abort(p, code, hearsay.Clip(hearsay.Printable(text)))
 		}
 	}
 	return d.end()
