@@ -52,7 +52,7 @@ func (b *bench) bulk(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	h, err := startHosts(ctx, testcluster.Options{Hosts: bulkHosts + 1, Link: testcluster.Link{Rate: b.rate * 1e6}}, b.tmp)
+	h, err := startHosts(ctx, testcluster.Options{Hosts: bulkHosts + 1, Link: testcluster.Link{Rate: b.rate * 1e6}}, b.Tmp)
 	if err != nil {
 		return err
 	}
@@ -85,7 +85,7 @@ func (b *bench) bulk(ctx context.Context) error {
 		}
 	}
 	b.tellBulk(sides)
-	b.record.Add("udpcast_failures", figures.Median("runs", "of udpcast that ended with an error, and were done again", []float64{float64(failures)}))
+	b.Record.Add("udpcast_failures", figures.Median("runs", "of udpcast that ended with an error, and were done again", []float64{float64(failures)}))
 	return nil
 }
 
@@ -136,10 +136,10 @@ func (b *bench) tellBulk(sides map[float64]*bulkSide) {
 			rates = append(rates, bulkSize*8/c.took.Seconds()/float64(b.rate*1e6))
 			bytes, cpu = append(bytes, c.bytes/1e6), append(cpu, c.cpu.Seconds())
 		}
-		b.record.Add("rate_over_link"+suffix, figures.Median("ratio", "bytes of content in the time until the last host has all, over the link's rate: "+of, rates))
-		b.record.Add("bulk_ms"+suffix, figures.Median("ms", "until the last host has all: "+of, times[loss]))
-		b.record.Add("bulk_wire_mb"+suffix, figures.Median("MB", "that the origin's link carried both ways: "+of, bytes))
-		b.record.Add("bulk_cpu_s"+suffix, figures.Median("s", "processor time of all 5 hosts, without what the kernel does for the links: "+of, cpu))
+		b.Record.Add("rate_over_link"+suffix, figures.Median("ratio", "bytes of content in the time until the last host has all, over the link's rate: "+of, rates))
+		b.Record.Add("bulk_ms"+suffix, figures.Median("ms", "until the last host has all: "+of, times[loss]))
+		b.Record.Add("bulk_wire_mb"+suffix, figures.Median("MB", "that the origin's link carried both ways: "+of, bytes))
+		b.Record.Add("bulk_cpu_s"+suffix, figures.Median("s", "processor time of all 5 hosts, without what the kernel does for the links: "+of, cpu))
 		var best, bestBytes []float64
 		options := ""
 		for i, runs := range s.udpcast {
@@ -158,17 +158,17 @@ func (b *bench) tellBulk(sides map[float64]*bulkSide) {
 		if loss > 0 {
 			name = "over_udpcast_loss5"
 		}
-		b.record.Add(name, figures.Ratio("our rate over that of udpcast with "+options+": "+of, best, times[loss]))
-		b.record.Add("udpcast_ms"+suffix, figures.Median("ms", "the same by udpcast with "+options+": "+of, best))
-		b.record.Add("udpcast_wire_mb"+suffix, figures.Median("MB", "that the origin's link carried for udpcast both ways: "+of, bestBytes))
+		b.Record.Add(name, figures.Ratio("our rate over that of udpcast with "+options+": "+of, best, times[loss]))
+		b.Record.Add("udpcast_ms"+suffix, figures.Median("ms", "the same by udpcast with "+options+": "+of, best))
+		b.Record.Add("udpcast_wire_mb"+suffix, figures.Median("MB", "that the origin's link carried for udpcast both ways: "+of, bestBytes))
 	}
-	b.record.Add("loss5_over_loss0", figures.Ratio("time where each host loses 5 % over the time without losses: "+links, times[bulkLoss], times[0]))
-	lesser := b.record.Figure("over_udpcast_loss0")
-	if f := b.record.Figure("over_udpcast_loss5"); f.Value < lesser.Value {
+	b.Record.Add("loss5_over_loss0", figures.Ratio("time where each host loses 5 % over the time without losses: "+links, times[bulkLoss], times[0]))
+	lesser := b.Record.Figure("over_udpcast_loss0")
+	if f := b.Record.Figure("over_udpcast_loss5"); f.Value < lesser.Value {
 		lesser = f
 	}
 	lesser.Of = "the lesser of both: " + lesser.Of
-	b.record.Add("over_udpcast", lesser)
+	b.Record.Add("over_udpcast", lesser)
 }
 
 // cast sends a slice to all hosts by multicast.

@@ -43,7 +43,7 @@ func (b *bench) fetchOver(ctx context.Context, delay time.Duration, suffix, of s
 	if err != nil {
 		return err
 	}
-	h, err := startHosts(ctx, testcluster.Options{Hosts: 2, Link: testcluster.Link{Rate: fetchRate, Delay: delay}}, b.tmp)
+	h, err := startHosts(ctx, testcluster.Options{Hosts: 2, Link: testcluster.Link{Rate: fetchRate, Delay: delay}}, b.Tmp)
 	if err != nil {
 		return err
 	}
@@ -109,14 +109,14 @@ func (b *bench) fetchOver(ctx context.Context, delay time.Duration, suffix, of s
 		for _, r := range rounds {
 			values = append(values, value(r))
 		}
-		b.record.Add(name+suffix, figures.Median("µs", what+": "+of, values))
+		b.Record.Add(name+suffix, figures.Median("µs", what+": "+of, values))
 	}
 	add("wire_round_trip_us", "ping-pong of 64 bytes over UDP, medians of the rounds", func(r round) float64 { return r.wire })
 	add("wire_page_us", "64 bytes there and 4 KB back over plain TCP, medians of the rounds", func(r round) float64 { return r.page })
 	add("fetch_us_p50_unicast", "Fetch.Bring of one page that is on another host, over TLS, medians of the rounds", func(r round) float64 { return r.one })
 	add("fetch_us_p99_unicast", "the same, 99th percentiles of the rounds", func(r round) float64 { return r.ninetyNine })
 	add("fetch_window_us_p50_unicast", fmt.Sprintf("Fetch.Bring of %d pages at once, medians of the rounds", fetchWindow), func(r round) float64 { return r.window })
-	b.record.Add("pages_per_round_trip"+suffix, figures.Median("pages", fmt.Sprintf("pages that came for each round trip that somebody waited for, where windows of %d pages were wanted: %s", fetchWindow, of), perTrip))
+	b.Record.Add("pages_per_round_trip"+suffix, figures.Median("pages", fmt.Sprintf("pages that came for each round trip that somebody waited for, where windows of %d pages were wanted: %s", fetchWindow, of), perTrip))
 	return h.end(ctx)
 }
 

@@ -41,7 +41,7 @@ func (b *bench) fork(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	h, err := startHosts(ctx, testcluster.Options{Hosts: forkHosts[len(forkHosts)-1] + 1, Link: testcluster.Link{Rate: b.forkRate * 1e6}}, b.tmp)
+	h, err := startHosts(ctx, testcluster.Options{Hosts: forkHosts[len(forkHosts)-1] + 1, Link: testcluster.Link{Rate: b.forkRate * 1e6}}, b.Tmp)
 	if err != nil {
 		return err
 	}
@@ -125,7 +125,7 @@ func (h *hosts) fork(ctx context.Context, mode mcdist.Mode, k int, args ForkArgs
 
 // checkpoint finds the newest checkpoint of the cache that has a working set and one virtual CPU.
 func (b *bench) checkpoint() (args ForkArgs, err error) {
-	traces, err := filepath.Glob(filepath.Join(b.cache, "mpirun-sf", "images", "*", "checkpoints", "*", "trace"))
+	traces, err := filepath.Glob(filepath.Join(b.Cache, "mpirun-sf", "images", "*", "checkpoints", "*", "trace"))
 	if err != nil {
 		return args, err
 	}
@@ -144,7 +144,7 @@ func (b *bench) checkpoint() (args ForkArgs, err error) {
 		}
 	}
 	if args.Folder == "" {
-		return args, fmt.Errorf("there is no checkpoint with a working set in %s", b.cache)
+		return args, fmt.Errorf("there is no checkpoint with a working set in %s", b.Cache)
 	}
 	args.Root = filepath.Join(args.Folder, "..", "..", "root.img")
 	return args, nil
@@ -169,7 +169,7 @@ func (b *bench) tellFork(samples map[mcdist.Mode]map[int][]forked) {
 		mode   mcdist.Mode
 	}{{"", mcdist.Auto}, {"_multicast", mcdist.Multicast}, {"_unicast", mcdist.Unicast}, {"_tree", mcdist.Tree}} {
 		ratio := func(name, of string, value func(forked) float64) {
-			b.record.Add(name, figures.Ratio(of, all(side.mode, 8, value), all(side.mode, 1, value)))
+			b.Record.Add(name, figures.Ratio(of, all(side.mode, 8, value), all(side.mode, 1, value)))
 		}
 		where := fmt.Sprintf("%v, %s", side.mode, links)
 		ratio("descriptor"+side.suffix+"_8_over_1_hosts", "time from Export until 8 hosts have "+what+", the first of a job, over the same for 1 host; all hosts share this machine's cores: "+where, first)
@@ -180,13 +180,13 @@ func (b *bench) tellFork(samples map[mcdist.Mode]map[int][]forked) {
 		}
 		for _, k := range forkHosts {
 			at := fmt.Sprintf("%s_%dhosts", side.suffix, k)
-			b.record.Add("descriptor_ms"+at, figures.Median("ms", fmt.Sprintf("until %d hosts have the descriptor: %s", k, where), all(side.mode, k, first)))
-			b.record.Add("descriptor_again_ms"+at, figures.Median("ms", fmt.Sprintf("until %d hosts have the next descriptor of the job: %s", k, where), all(side.mode, k, again)))
-			b.record.Add("working_set_ms"+at, figures.Median("ms", fmt.Sprintf("until %d hosts have the working set, too: %s", k, where), all(side.mode, k, workingSet)))
+			b.Record.Add("descriptor_ms"+at, figures.Median("ms", fmt.Sprintf("until %d hosts have the descriptor: %s", k, where), all(side.mode, k, first)))
+			b.Record.Add("descriptor_again_ms"+at, figures.Median("ms", fmt.Sprintf("until %d hosts have the next descriptor of the job: %s", k, where), all(side.mode, k, again)))
+			b.Record.Add("working_set_ms"+at, figures.Median("ms", fmt.Sprintf("until %d hosts have the working set, too: %s", k, where), all(side.mode, k, workingSet)))
 			if side.mode == mcdist.Auto {
-				b.record.Add("descriptor_cpu_ms"+at, figures.Median("ms", fmt.Sprintf("processor time of each of %d hosts for the next descriptor: %s", k, where), all(side.mode, k, func(f forked) float64 { return f.cpu })))
+				b.Record.Add("descriptor_cpu_ms"+at, figures.Median("ms", fmt.Sprintf("processor time of each of %d hosts for the next descriptor: %s", k, where), all(side.mode, k, func(f forked) float64 { return f.cpu })))
 			}
-			b.record.Add("wire_bytes"+at, figures.Median("bytes", fmt.Sprintf("that the origin's link carried for %d hosts: %s", k, where), all(side.mode, k, bytes)))
+			b.Record.Add("wire_bytes"+at, figures.Median("bytes", fmt.Sprintf("that the origin's link carried for %d hosts: %s", k, where), all(side.mode, k, bytes)))
 		}
 	}
 }
@@ -208,7 +208,7 @@ func (b *bench) plotFork(samples map[mcdist.Mode]map[int][]forked) error {
 			}
 			p.Series = append(p.Series, s)
 		}
-		return p.Save(filepath.Join(b.out, file))
+		return p.Save(filepath.Join(b.Out, file))
 	}
 	return errors.Join(
 		draw("distribution-time.svg", "From Export until every host has the working set", "milliseconds", func(f forked) float64 { return f.workingSet }),

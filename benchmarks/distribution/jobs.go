@@ -34,8 +34,8 @@ func (b *bench) farm(ctx context.Context, n int) (*testcluster.Cluster, error) {
 func (b *bench) mpirun(ctx context.Context, c *testcluster.Cluster, within time.Duration, args ...string) (jobs.Job, error) {
 	return jobs.Run(ctx, within, func(ctx context.Context) *exec.Cmd {
 		h := c.Host(0)
-		cmd := h.Command(ctx, b.binary, args...)
-		cmd.Dir, cmd.Env = b.examples, append(h.Environ(), b.environ())
+		cmd := h.Command(ctx, b.Binary, args...)
+		cmd.Dir, cmd.Env = b.Examples, append(h.Environ(), b.environ())
 		return cmd
 	})
 }
@@ -91,7 +91,7 @@ func (b *bench) ready(ctx context.Context) error {
 	defer c.Close()
 	sides := []*readySide{{hosts: 1, slots: readyClones}, {hosts: 2, slots: readyClones / 2}, {hosts: 4, slots: readyClones / 4}, {hosts: 8, slots: readyClones / 8}}
 	// The first job copies the program to each host.
-	if _, err := b.mpirun(ctx, c, limit, "-q", "-np", fmt.Sprint(readyClones), "--hosts", hostList(c.Hosts()[1:], 1), filepath.Join(b.examples, "hello")); err != nil {
+	if _, err := b.mpirun(ctx, c, limit, "-q", "-np", fmt.Sprint(readyClones), "--hosts", hostList(c.Hosts()[1:], 1), filepath.Join(b.Examples, "hello")); err != nil {
 		return err
 	}
 	rounds := min(b.rounds, readyRounds)
@@ -102,7 +102,7 @@ func (b *bench) ready(ctx context.Context) error {
 			if err != nil {
 				return err
 			}
-			j, err := b.mpirun(ctx, c, limit, "-v", "-np", fmt.Sprint(readyClones), "--hosts", hostList(c.Hosts()[1:1+s.hosts], s.slots), filepath.Join(b.examples, "hello"))
+			j, err := b.mpirun(ctx, c, limit, "-v", "-np", fmt.Sprint(readyClones), "--hosts", hostList(c.Hosts()[1:1+s.hosts], s.slots), filepath.Join(b.Examples, "hello"))
 			if err == nil {
 				err = j.Ended()
 			}
@@ -123,15 +123,15 @@ func (b *bench) ready(ctx context.Context) error {
 		}
 	}
 	one, eight := sides[0], sides[len(sides)-1]
-	b.record.Add("ready_8_over_1_hosts", figures.Ratio("8 clones from a checkpoint until all have their identity, on 8 hosts over on 1, neither of which has the checkpoint; all hosts share this machine's cores", eight.ready, one.ready))
-	b.record.Add("job_8_over_1_hosts", figures.Ratio("mpirun-sf -np 8 hello on 8 hosts over on 1, logins included", eight.took, one.took))
-	b.record.Add("job_bytes_8_over_1", figures.Ratio("bytes that the link of mpirun-sf's own host carried both ways for mpirun-sf -np 8 hello on 8 other hosts over on 1: memory, disks, shared folders, output", eight.bytes, one.bytes))
+	b.Record.Add("ready_8_over_1_hosts", figures.Ratio("8 clones from a checkpoint until all have their identity, on 8 hosts over on 1, neither of which has the checkpoint; all hosts share this machine's cores", eight.ready, one.ready))
+	b.Record.Add("job_8_over_1_hosts", figures.Ratio("mpirun-sf -np 8 hello on 8 hosts over on 1, logins included", eight.took, one.took))
+	b.Record.Add("job_bytes_8_over_1", figures.Ratio("bytes that the link of mpirun-sf's own host carried both ways for mpirun-sf -np 8 hello on 8 other hosts over on 1: memory, disks, shared folders, output", eight.bytes, one.bytes))
 	for _, s := range sides {
 		at := fmt.Sprintf("_%dhosts", s.hosts)
-		b.record.Add("ready_ms"+at, figures.Median("ms", fmt.Sprintf("8 clones on %d hosts, until all have their identity", s.hosts), s.ready))
-		b.record.Add("running_ms"+at, figures.Median("ms", fmt.Sprintf("8 clones on %d hosts, until all vCPUs run", s.hosts), s.running))
-		b.record.Add("job_s"+at, figures.Median("s", fmt.Sprintf("mpirun-sf -np 8 hello on %d hosts", s.hosts), s.took))
-		b.record.Add("job_mb"+at, figures.Median("MB", fmt.Sprintf("that the link of mpirun-sf's own host carried both ways for mpirun-sf -np 8 hello on %d others, all in all", s.hosts), s.bytes))
+		b.Record.Add("ready_ms"+at, figures.Median("ms", fmt.Sprintf("8 clones on %d hosts, until all have their identity", s.hosts), s.ready))
+		b.Record.Add("running_ms"+at, figures.Median("ms", fmt.Sprintf("8 clones on %d hosts, until all vCPUs run", s.hosts), s.running))
+		b.Record.Add("job_s"+at, figures.Median("s", fmt.Sprintf("mpirun-sf -np 8 hello on %d hosts", s.hosts), s.took))
+		b.Record.Add("job_mb"+at, figures.Median("MB", fmt.Sprintf("that the link of mpirun-sf's own host carried both ways for mpirun-sf -np 8 hello on %d others, all in all", s.hosts), s.bytes))
 	}
 	return b.plotReady(sides)
 }
@@ -154,7 +154,7 @@ func (b *bench) plotReady(sides []*readySide) error {
 		}
 		p.Series = append(p.Series, s)
 	}
-	return p.Save(filepath.Join(b.out, "distribution-ready.svg"))
+	return p.Save(filepath.Join(b.Out, "distribution-ready.svg"))
 }
 
 const (
@@ -182,7 +182,7 @@ func (b *bench) hang(ctx context.Context) error {
 			args = append(args, "-ppn", fmt.Sprint(hangRanks))
 		}
 		program := programs[n%len(programs)]
-		args = append(append(args, filepath.Join(b.examples, program[0])), program[1:]...)
+		args = append(append(args, filepath.Join(b.Examples, program[0])), program[1:]...)
 		j, err := b.mpirun(ctx, c, jobs.HangLimit, args...)
 		if ctx.Err() != nil {
 			return ctx.Err()
@@ -199,8 +199,8 @@ func (b *bench) hang(ctx context.Context) error {
 		}
 	}
 	what := fmt.Sprintf("of MPICH jobs (hello, ring, pi, alltoall) over %d hosts with %d ranks each, half of them with one clone for both,", hangHosts, hangRanks)
-	b.record.Add("hang_rate", endings.HangRate(what, jobs.HangLimit))
-	b.record.Add("failure_rate", endings.FailureRate(what))
-	b.record.Add("hang_job_s", endings.Took())
+	b.Record.Add("hang_rate", endings.HangRate(what, jobs.HangLimit))
+	b.Record.Add("failure_rate", endings.FailureRate(what))
+	b.Record.Add("hang_job_s", endings.Took())
 	return nil
 }

@@ -9,29 +9,27 @@ import (
 	"io"
 	"os"
 	"os/exec"
-	"os/signal"
 	"path/filepath"
 	"time"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/mpirun-sf/mpirun-sf/benchmarks/figures"
+	"github.com/mpirun-sf/mpirun-sf/benchmarks/stage"
 	"github.com/mpirun-sf/mpirun-sf/vmfork/slice"
 )
 
 // bench is the state of one run of the benchmark.
 type bench struct {
-	binary, examples string
-	out              string // folder of results
-	tmp              string
-	cache            string       // XDG_CACHE_HOME of jobs
-	warm             map[int]bool // the cache has a guest with so many virtual CPUs
-	rounds           int
-	jobs             int // of the part hang
-	rate             int64
-	forkRate         int64
-	record           *figures.Record
+	*stage.Stage
+	warm     map[int]bool // the cache has a guest with so many virtual CPUs
+	rounds   int
+	jobs     int // of the part hang
+	rate     int64
+	forkRate int64
 }
+
+var progress = stage.Progress("distribution")
 
 // promises are what the specification says of figures.
 var promises = map[string]string{
@@ -63,58 +61,18 @@ func main() {
 		}
 		return
 	}
-	// Hosts, machines and gigabytes go with whoever has enough of it.
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, unix.SIGTERM, unix.SIGHUP)
-	defer stop()
-	if err := run(ctx); err != nil {
-		fmt.Fprintln(os.Stderr, "bench-distribution:", err)
-		os.Exit(1)
-	}
-}
-
-func run(ctx context.Context) error {
-	b := &bench{warm: map[int]bool{}}
-	parts := b.parts()
-	chosen := flag.String("part", parts.Usual(), "what to measure; there is hang too, which takes long")
-	note := flag.String("note", "", "what is to be known of this run, for distribution.json")
-	bin := flag.String("bin", "bin", "folder with mpirun-sf and examples/")
-	flag.StringVar(&b.out, "out", "benchmarks/results", "folder for distribution.json and the plots")
-	flag.StringVar(&b.cache, "cache", "", "folder for guest images that is kept; without it there is one for this run")
+	b := &bench{Stage: stage.New("distribution"), warm: map[int]bool{}}
+	b.KeepCache()
 	flag.IntVar(&b.rounds, "rounds", 5, "measurements of each side")
 	flag.IntVar(&b.jobs, "jobs", 200, "jobs of the part hang")
 	flag.Int64Var(&b.rate, "rate", 300, "Mbit/s of the links of the part bulk")
 	flag.Int64Var(&b.forkRate, "fork-rate", 200, "Mbit/s of the links of the part fork")
-	flag.Parse()
-	parts, err := parts.Choose(*chosen)
-	if err != nil {
-		return err
-	}
-	if b.rounds < 1 || b.jobs < 1 || b.rate < 1 || b.forkRate < 1 {
-		return errors.New("-rounds, -jobs, -rate and -fork-rate are at least 1")
-	}
-	dir, err := filepath.Abs(*bin)
-	if err != nil {
-		return err
-	}
-	b.binary, b.examples = filepath.Join(dir, "mpirun-sf"), filepath.Join(dir, "examples")
-	// Not /tmp, which may be RAM: what comes from other hosts lies on disk there, too.
-	if b.tmp, err = os.MkdirTemp("/var/tmp", "mpirun-sf-bench-"); err != nil {
-		return err
-	}
-	defer os.RemoveAll(b.tmp)
-	if b.cache == "" {
-		b.cache = filepath.Join(b.tmp, "cache")
-	} else if b.cache, err = filepath.Abs(b.cache); err != nil {
-		return err
-	}
-	if b.record, err = figures.OpenRecord(filepath.Join(b.out, "distribution.json"), promises); err != nil {
-		return err
-	}
-	return b.record.Measure(ctx, parts, *note, progress)
-}
-
-func progress(format string, args ...any) {
-	fmt.Fprintf(os.Stderr, "bench-distribution: "+format+"\n", args...)
+	b.RunParts(b.parts(), promises, func() error {
+		if b.rounds < 1 || b.jobs < 1 || b.rate < 1 || b.forkRate < 1 {
+			return errors.New("-rounds, -jobs, -rate and -fork-rate are at least 1")
+		}
+		return nil
+	})
 }
 
 func ms(d time.Duration) float64 { return d.Seconds() * 1e3 }
@@ -130,7 +88,7 @@ func micros(times []time.Duration) (values []float64) {
 
 // randomSlice makes a sealed slice of bytes that nothing can compress.
 func (b *bench) randomSlice(ctx context.Context, size int64) (files SliceArgs, err error) {
-	files = SliceArgs{filepath.Join(b.tmp, fmt.Sprintf("random-%d", size)), filepath.Join(b.tmp, fmt.Sprintf("random-%d.map", size))}
+	files = SliceArgs{filepath.Join(b.Tmp, fmt.Sprintf("random-%d", size)), filepath.Join(b.Tmp, fmt.Sprintf("random-%d.map", size))}
 	if _, err := os.Stat(files.Map); err == nil {
 		return files, nil
 	}
@@ -150,7 +108,7 @@ func (b *bench) randomSlice(ctx context.Context, size int64) (files SliceArgs, e
 }
 
 // environ has jobs use the benchmark's cache.
-func (b *bench) environ() string { return "XDG_CACHE_HOME=" + b.cache }
+func (b *bench) environ() string { return "XDG_CACHE_HOME=" + b.Cache }
 
 // warmUp makes the guest of the examples with a number of virtual CPUs, and its checkpoint with a working set, as the
 // first job of a user does.
@@ -160,8 +118,8 @@ func (b *bench) warmUp(ctx context.Context, vcpus int) error {
 	}
 	progress("making the guest image and a checkpoint with %d virtual CPUs", vcpus)
 	for range 2 { // what the first one reads, the second one uses
-		cmd := exec.CommandContext(ctx, b.binary, "-q", "-np", fmt.Sprint(vcpus), "-ppn", fmt.Sprint(vcpus), filepath.Join(b.examples, "hello"))
-		cmd.Dir, cmd.Stderr, cmd.Env = b.examples, os.Stderr, append(os.Environ(), b.environ())
+		cmd := exec.CommandContext(ctx, b.Binary, "-q", "-np", fmt.Sprint(vcpus), "-ppn", fmt.Sprint(vcpus), filepath.Join(b.Examples, "hello"))
+		cmd.Dir, cmd.Stderr, cmd.Env = b.Examples, os.Stderr, append(os.Environ(), b.environ())
 		cmd.Cancel, cmd.WaitDelay = func() error { return cmd.Process.Signal(unix.SIGTERM) }, limit
 		if err := cmd.Run(); err != nil {
 			return fmt.Errorf("make the guest: %w", err)

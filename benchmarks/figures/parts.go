@@ -30,6 +30,15 @@ func (p Parts) Usual() string {
 	return strings.Join(names, ",")
 }
 
+// Names names all of them: "fetch, bulk, hang".
+func (p Parts) Names() string {
+	var names []string
+	for _, part := range p {
+		names = append(names, part.Name)
+	}
+	return strings.Join(names, ", ")
+}
+
 // Choose are those parts that are named, parted by commas.
 func (p Parts) Choose(names string) (chosen Parts, err error) {
 	wanted := strings.Split(names, ",")

@@ -7,16 +7,14 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"os/signal"
 	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/mpirun-sf/mpirun-sf/benchmarks/figures"
+	"github.com/mpirun-sf/mpirun-sf/benchmarks/stage"
 )
 
 // forks is how often each VM is forked. The figures tell its first and its last
@@ -45,43 +43,36 @@ var promised = cell{1 << 30, 256 << 20, "1024mb_256mbdirty", "a VM of 1024 MB th
 
 // bench is the state of one run of the benchmark.
 type bench struct {
-	binary, cache, accel string
-	inGuest              string // this program, as it is in the guest
-	rounds               int
-	sizes                []int64 // bytes of RAM
-	report               *figures.Report
+	*stage.Stage
+	accel   string
+	inGuest string // this program, as it is in the guest
+	rounds  int
+	sizes   []int64 // bytes of RAM
+	report  *figures.Report
 
 	// By cell, and then by the number of the fork in its VM from 0, one of each round.
 	samples       map[string]*[forks][]forked
 	quiet, around []float64 // longest times without a line, ms
 }
 
+var progress = stage.Progress("fork")
+
 func main() {
 	if status, is := inVM(os.Args[1:]); is {
 		os.Exit(status)
 	}
-	// Whoever has enough of it leaves no gigabytes behind.
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, unix.SIGTERM)
-	defer stop()
-	if err := run(ctx); err != nil {
-		fmt.Fprintln(os.Stderr, "bench-fork:", err)
-		os.Exit(1)
-	}
-}
-
-func run(ctx context.Context) (err error) {
-	b := &bench{samples: map[string]*[forks][]forked{}}
+	b := &bench{Stage: stage.New("fork"), samples: map[string]*[forks][]forked{}}
 	sizes := flag.String("mb", "256,1024,4096", "sizes of VMs, in MB")
-	out := flag.String("out", "benchmarks/results", "folder for fork.json and fork.svg")
-	bin := flag.String("bin", "bin", "folder with mpirun-sf")
-	note := flag.String("note", "", "what is to be known of this run, for fork.json")
 	flag.IntVar(&b.rounds, "rounds", 3, "fresh VMs for each cell")
 	flag.StringVar(&b.accel, "accel", "", "kvm or tcg instead of what the probe says")
-	flag.Parse()
-	for s := range strings.SplitSeq(*sizes, ",") {
+	b.Run(func(ctx context.Context) error { return b.run(ctx, *sizes) })
+}
+
+func (b *bench) run(ctx context.Context, sizes string) error {
+	for s := range strings.SplitSeq(sizes, ",") {
 		n, err := strconv.Atoi(s)
 		if err != nil || n < 1 {
-			return fmt.Errorf("-mb %s: %q is not a number of megabytes", *sizes, s)
+			return fmt.Errorf("-mb %s: %q is not a number of megabytes", sizes, s)
 		}
 		b.sizes = append(b.sizes, int64(n)<<20)
 	}
@@ -89,22 +80,9 @@ func run(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	notes := []string{"load averages of the machine before the run: " + strings.Join(strings.Fields(string(load))[:3], " ")}
-	if *note != "" {
-		notes = append(notes, *note)
-	}
-	b.report = figures.New(notes...)
-	if b.binary, err = filepath.Abs(filepath.Join(*bin, "mpirun-sf")); err != nil {
-		return err
-	}
-	// Not /tmp, which may be RAM: what VMs write is copied into files beside the
-	// guest. In the guest it is.
-	tmp, err := os.MkdirTemp("/var/tmp", "mpirun-sf-bench-")
-	if err != nil {
-		return err
-	}
-	defer os.RemoveAll(tmp)
-	b.cache, b.inGuest = filepath.Join(tmp, "cache"), filepath.Join(tmp, "bench-fork")
+	b.report = b.NewReport("load averages of the machine before the run: " + strings.Join(strings.Fields(string(load))[:3], " "))
+	// In the guest there is a folder of that name, too.
+	b.inGuest = filepath.Join(b.Tmp, "bench-fork")
 	if err := copyOfMyself(b.inGuest); err != nil {
 		return fmt.Errorf("make the program for the guest: %w", err)
 	}
@@ -114,17 +92,7 @@ func run(ctx context.Context) (err error) {
 		}
 	}
 	b.tell()
-	if err := b.report.Save(filepath.Join(*out, "fork.json")); err != nil {
-		return err
-	}
-	if err := b.plot(filepath.Join(*out, "fork.svg")); err != nil {
-		return err
-	}
-	return b.report.Print(os.Stdout)
-}
-
-func progress(format string, args ...any) {
-	fmt.Fprintf(os.Stderr, "bench-fork: "+format+"\n", args...)
+	return b.Report(b.report, b.plot)
 }
 
 func copyOfMyself(path string) error {

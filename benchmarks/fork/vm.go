@@ -34,7 +34,7 @@ type vm struct {
 // start starts a VM with so many bytes of RAM. Its guest is in the cache but
 // for the first VM of a size.
 func (b *bench) start(ctx context.Context, memory int64) (*vm, error) {
-	d, err := sfld.Start(ctx, b.binary, sfld.Options{Job: strings.ToLower(rand.Text()[:12]), Cache: b.cache, Accel: b.accel}, notice)
+	d, err := sfld.Start(ctx, b.Binary, sfld.Options{Job: strings.ToLower(rand.Text()[:12]), Cache: b.Cache, Accel: b.accel}, notice)
 	if err != nil {
 		return nil, err
 	}

@@ -14,6 +14,7 @@ import (
 
 	"github.com/mpirun-sf/mpirun-sf/benchmarks/clones"
 	"github.com/mpirun-sf/mpirun-sf/benchmarks/figures"
+	"github.com/mpirun-sf/mpirun-sf/benchmarks/stage"
 	"github.com/mpirun-sf/mpirun-sf/vmfork/guest"
 	"github.com/mpirun-sf/mpirun-sf/vmfork/sfld"
 	"github.com/mpirun-sf/mpirun-sf/vmfork/ticket"
@@ -21,74 +22,55 @@ import (
 
 // bench is the state of one run of the benchmark.
 type bench struct {
-	binary, examples, hello string
-	cache, tmp, accel       string
-	runs                    int
-	counts                  []int
-	piIntervals             int64
-	piRuns                  int
-	report                  *figures.Report
+	*stage.Stage
+	hello       string
+	images      string // the cache of guest images
+	accel       string
+	runs        int
+	counts      []int
+	piIntervals int64
+	piRuns      int
+	report      *figures.Report
 }
+
+var progress = stage.Progress("launch")
 
 func main() {
-	if err := run(context.Background()); err != nil {
-		fmt.Fprintln(os.Stderr, "bench-launch:", err)
-		os.Exit(1)
-	}
-}
-
-func run(ctx context.Context) error {
-	b := &bench{report: figures.New()}
+	b := &bench{Stage: stage.New("launch")}
 	counts := flag.String("n", "1,2,4,8,16,32", "numbers of clones")
-	out := flag.String("out", "benchmarks/results", "folder for launch.json and launch.svg")
-	bin := flag.String("bin", "bin", "folder with mpirun-sf and examples/")
 	flag.IntVar(&b.runs, "runs", 5, "measurements of each side")
 	flag.IntVar(&b.piRuns, "piruns", 3, "measurements of pi on clones and on zero-cost VMs")
 	flag.Int64Var(&b.piIntervals, "pi", 0, "intervals for pi; 0 finds what takes about 20 s, less than 0 leaves it out")
 	flag.StringVar(&b.accel, "accel", "", "kvm or tcg instead of what the probe says")
-	flag.Parse()
-	for s := range strings.SplitSeq(*counts, ",") {
+	b.Run(func(ctx context.Context) error { return b.run(ctx, *counts) })
+}
+
+func (b *bench) run(ctx context.Context, counts string) error {
+	for s := range strings.SplitSeq(counts, ",") {
 		n, err := strconv.Atoi(s)
 		if err != nil || n < 1 {
-			return fmt.Errorf("-n %s: %q is not a number of clones", *counts, s)
+			return fmt.Errorf("-n %s: %q is not a number of clones", counts, s)
 		}
 		b.counts = append(b.counts, n)
 	}
-	dir, err := filepath.Abs(*bin)
-	if err != nil {
-		return err
-	}
-	b.binary, b.examples = filepath.Join(dir, "mpirun-sf"), filepath.Join(dir, "examples")
-	b.hello = filepath.Join(b.examples, "hello")
-	if b.tmp, err = os.MkdirTemp("", "mpirun-sf-bench-"); err != nil {
-		return err
-	}
-	defer os.RemoveAll(b.tmp)
+	b.report = b.NewReport()
+	b.hello = filepath.Join(b.Examples, "hello")
 	// A cache of its own, so that the first run is a first run.
-	b.cache = filepath.Join(b.tmp, "mpirun-sf")
-	os.Setenv("XDG_CACHE_HOME", b.tmp)
-
+	b.images = filepath.Join(b.Cache, "mpirun-sf")
+	if err := os.Setenv("XDG_CACHE_HOME", b.Cache); err != nil {
+		return err
+	}
 	for _, part := range []func(context.Context) error{b.makeGuest, b.cloneAgainstBoot, b.prestarted, b.fetching, b.helloJob, b.piJob} {
 		if err := part(ctx); err != nil {
 			return err
 		}
 	}
-	if err := b.report.Save(filepath.Join(*out, "launch.json")); err != nil {
-		return err
-	}
-	if err := b.plot(filepath.Join(*out, "launch.svg")); err != nil {
-		return err
-	}
-	return b.report.Print(os.Stdout)
+	return b.Report(b.report, b.plot)
 }
 
 // of is so many clones of hello's guest; expect hypervisor processes are started ahead.
 func (b *bench) of(n, expect int) clones.Options {
-	return clones.Options{Binary: b.binary, Cache: b.cache, Accel: b.accel, Program: b.hello, Clones: n, Expect: expect}
-}
-
-func progress(format string, args ...any) {
-	fmt.Fprintf(os.Stderr, "bench-launch: "+format+"\n", args...)
+	return clones.Options{Binary: b.Binary, Cache: b.images, Accel: b.accel, Program: b.hello, Clones: n, Expect: expect}
 }
 
 func ms(d time.Duration) float64 { return d.Seconds() * 1e3 }
@@ -108,8 +90,8 @@ type sample struct{ running, ready, resume []float64 }
 
 // cloneAgainstBoot measures clones, cold boots and resumes in turns.
 func (b *bench) cloneAgainstBoot(ctx context.Context) error {
-	spec := guest.Spec{Program: b.hello, Agent: b.binary}
-	image, err := guest.Build(ctx, &guest.Cache{Dir: b.cache}, spec, nil)
+	spec := guest.Spec{Program: b.hello, Agent: b.Binary}
+	image, err := guest.Build(ctx, &guest.Cache{Dir: b.images}, spec, nil)
 	if err != nil {
 		return err
 	}
@@ -186,7 +168,7 @@ func (b *bench) cloneAgainstBoot(ctx context.Context) error {
 }
 
 func (b *bench) coldBoot(ctx context.Context) (time.Duration, error) {
-	d, err := sfld.Start(ctx, b.binary, sfld.Options{Job: "boot", Cache: b.cache, Accel: b.accel}, func(sfld.Notice) {})
+	d, err := sfld.Start(ctx, b.Binary, sfld.Options{Job: "boot", Cache: b.images, Accel: b.accel}, func(sfld.Notice) {})
 	if err != nil {
 		return 0, err
 	}
@@ -273,8 +255,8 @@ func (b *bench) fetchedByHello(ctx context.Context, h *clones.Clones, t ticket.T
 
 // command runs the launcher as a user does and returns how long that took.
 func (b *bench) command(ctx context.Context, args ...string) (time.Duration, error) {
-	cmd := exec.CommandContext(ctx, b.binary, append([]string{"-q"}, args...)...)
-	cmd.Dir, cmd.Stderr = b.examples, os.Stderr
+	cmd := exec.CommandContext(ctx, b.Binary, append([]string{"-q"}, args...)...)
+	cmd.Dir, cmd.Stderr = b.Examples, os.Stderr
 	begin := time.Now()
 	err := cmd.Run()
 	return time.Since(begin), err
@@ -318,7 +300,7 @@ func (b *bench) piJob(ctx context.Context) error {
 	if b.piIntervals < 0 {
 		return nil
 	}
-	pi := filepath.Join(b.examples, "pi")
+	pi := filepath.Join(b.Examples, "pi")
 	if b.piIntervals == 0 {
 		h, err := clones.Warm(ctx, b.of(4, 0))
 		if err != nil {

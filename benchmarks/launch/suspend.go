@@ -77,7 +77,7 @@ func (q *plainQEMU) end() {
 
 // suspend boots a guest and writes it, RAM and all, to a file.
 func (b *bench) suspend(ctx context.Context, image *guest.Image) (string, error) {
-	path := filepath.Join(b.tmp, "suspended")
+	path := filepath.Join(b.Tmp, "suspended")
 	q, err := startPlain(ctx, image, "-kernel", image.Kernel, "-initrd", image.Initramfs, "-append", "console=ttyS0 quiet "+qemu.ClockArguments())
 	if err != nil {
 		return "", err

@@ -27,7 +27,7 @@ func (b *bench) hang(ctx context.Context) error {
 	families := []*struct {
 		name, title, dir string
 		endings          jobs.Endings
-	}{{name: "mpich", title: "MPICH", dir: b.examples}, {name: "openmpi", title: "Open MPI", dir: openmpi}}
+	}{{name: "mpich", title: "MPICH", dir: b.Examples}, {name: "openmpi", title: "Open MPI", dir: openmpi}}
 	shapes := [][]string{nil, {"-ppn", "2"}}
 	args := func(dir string, n int) []string {
 		program := hangPrograms[n%len(hangPrograms)]
@@ -63,11 +63,11 @@ func (b *bench) hang(ctx context.Context) error {
 	var all jobs.Endings
 	for _, f := range families {
 		what := fmt.Sprintf("of jobs of %s (%s) with %d ranks on two or four clones", f.title, strings.Join(names, ", "), hangRanks)
-		b.record.Add("hang_rate_"+f.name, f.endings.HangRate(what, jobs.HangLimit))
-		b.record.Add("failure_rate_"+f.name, f.endings.FailureRate(what))
-		b.record.Add("hang_job_s_"+f.name, f.endings.Took())
+		b.Record.Add("hang_rate_"+f.name, f.endings.HangRate(what, jobs.HangLimit))
+		b.Record.Add("failure_rate_"+f.name, f.endings.FailureRate(what))
+		b.Record.Add("hang_job_s_"+f.name, f.endings.Took())
 		all.Join(f.endings)
 	}
-	b.record.Add("hang_rate", all.HangRate("of these jobs of both families", jobs.HangLimit))
+	b.Record.Add("hang_rate", all.HangRate("of these jobs of both families", jobs.HangLimit))
 	return nil
 }

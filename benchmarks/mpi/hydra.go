@@ -49,7 +49,7 @@ func (b *bench) hydra(ctx context.Context) error {
 		argv  []string
 		times []float64
 	}{
-		{name: "mpirun-sf --no-clone", argv: []string{b.binary, "--no-clone", "-q", "-np", np, "--hosts", strings.Join(slots, ","), hello}},
+		{name: "mpirun-sf --no-clone", argv: []string{b.Binary, "--no-clone", "-q", "-np", np, "--hosts", strings.Join(slots, ","), hello}},
 		{name: "hydra", argv: []string{build.Hydra(), "-launcher", "ssh", "-hosts", strings.Join(names, ","), "-ppn", fmt.Sprint(hydraRanks), "-n", np, hello}},
 	}
 	// The first round is not counted: programs are read, host keys are learnt.
@@ -78,9 +78,9 @@ func (b *bench) hydra(ctx context.Context) error {
 		}
 	}
 	what := fmt.Sprintf("hello of MPICH %d ranks on %d hosts by SSH, without clones", hydraHosts*hydraRanks, hydraHosts)
-	b.record.Add("launch_over_hydra", figures.Ratio(what+", by mpirun-sf --no-clone over by hydra", sides[0].times, sides[1].times))
-	b.record.Add("launch_s", figures.Median("s", what+", by mpirun-sf --no-clone", sides[0].times))
-	b.record.Add("hydra_s", figures.Median("s", what+", by hydra", sides[1].times))
+	b.Record.Add("launch_over_hydra", figures.Ratio(what+", by mpirun-sf --no-clone over by hydra", sides[0].times, sides[1].times))
+	b.Record.Add("launch_s", figures.Median("s", what+", by mpirun-sf --no-clone", sides[0].times))
+	b.Record.Add("hydra_s", figures.Median("s", what+", by hydra", sides[1].times))
 	return nil
 }
 

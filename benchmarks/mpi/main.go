@@ -7,16 +7,14 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
-	"os/signal"
 	"path/filepath"
 	"runtime"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/mpirun-sf/mpirun-sf/benchmarks/figures"
 	"github.com/mpirun-sf/mpirun-sf/benchmarks/jobs"
 	"github.com/mpirun-sf/mpirun-sf/benchmarks/mpich"
+	"github.com/mpirun-sf/mpirun-sf/benchmarks/stage"
 )
 
 // limit is how long a job may take that is measured.
@@ -24,16 +22,14 @@ const limit = 3 * time.Minute
 
 // bench is the state of one run of the benchmark.
 type bench struct {
-	binary, examples string // mpirun-sf; the examples, for MPICH
-	sources          string // of the examples
-	out              string // folder of results
-	tmp              string
-	cache            string // XDG_CACHE_HOME of jobs
-	builds           string // cache of builds of MPICH
-	rounds           int
-	jobs             int // of each family, in the part hang
-	record           *figures.Record
+	*stage.Stage
+	sources string // of the examples
+	builds  string // cache of builds of MPICH
+	rounds  int
+	jobs    int // of each family, in the part hang
 }
+
+var progress = stage.Progress("mpi")
 
 // promises are what the specification says of figures.
 var promises = map[string]string{
@@ -55,48 +51,18 @@ func (b *bench) parts() figures.Parts {
 }
 
 func main() {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, unix.SIGTERM, unix.SIGHUP)
-	defer stop()
-	if err := run(ctx); err != nil {
-		fmt.Fprintln(os.Stderr, "bench-mpi:", err)
-		os.Exit(1)
-	}
-}
-
-func run(ctx context.Context) error {
-	b := &bench{}
-	parts := b.parts()
-	chosen := flag.String("part", parts.Usual(), "what to measure; there is hang too, which takes long")
-	note := flag.String("note", "", "what is to be known of this run, for mpi.json")
-	bin := flag.String("bin", "bin", "folder with mpirun-sf and examples/")
+	b := &bench{Stage: stage.New("mpi")}
+	b.KeepCache()
 	flag.StringVar(&b.sources, "sources", "examples", "folder with the examples' sources, to compile them for Open MPI")
-	flag.StringVar(&b.out, "out", "benchmarks/results", "folder for mpi.json and the plots")
-	flag.StringVar(&b.cache, "cache", "", "folder for guest images that is kept; without it there is one for this run")
 	flag.StringVar(&b.builds, "builds", "", "folder for the build of MPICH; without it one in the user's cache")
 	flag.IntVar(&b.rounds, "rounds", 10, "measurements of each side")
 	flag.IntVar(&b.jobs, "jobs", 200, "jobs of each family, in the part hang")
-	flag.Parse()
-	parts, err := parts.Choose(*chosen)
-	if err != nil {
-		return err
-	}
+	b.RunParts(b.parts(), promises, b.ready)
+}
+
+func (b *bench) ready() (err error) {
 	if b.rounds < 1 || b.jobs < 1 {
 		return errors.New("-rounds and -jobs are at least 1")
-	}
-	dir, err := filepath.Abs(*bin)
-	if err != nil {
-		return err
-	}
-	b.binary, b.examples = filepath.Join(dir, "mpirun-sf"), filepath.Join(dir, "examples")
-	// Not /tmp, of which hosts may have one each.
-	if b.tmp, err = os.MkdirTemp("/var/tmp", "mpirun-sf-bench-"); err != nil {
-		return err
-	}
-	defer os.RemoveAll(b.tmp)
-	if b.cache == "" {
-		b.cache = filepath.Join(b.tmp, "cache")
-	} else if b.cache, err = filepath.Abs(b.cache); err != nil {
-		return err
 	}
 	// Before the user's own cache is another.
 	if b.builds == "" {
@@ -104,21 +70,13 @@ func run(ctx context.Context) error {
 			return fmt.Errorf("%w: name a folder with -builds", err)
 		}
 	}
-	os.Setenv("XDG_CACHE_HOME", b.cache)
-	if b.record, err = figures.OpenRecord(filepath.Join(b.out, "mpi.json"), promises); err != nil {
-		return err
-	}
-	return b.record.Measure(ctx, parts, *note, progress)
-}
-
-func progress(format string, args ...any) {
-	fmt.Fprintf(os.Stderr, "bench-mpi: "+format+"\n", args...)
+	return os.Setenv("XDG_CACHE_HOME", b.Cache)
 }
 
 // mpirun is a job on clones of this machine, as a user runs it, in a folder of its programs.
 func (b *bench) mpirun(ctx context.Context, within time.Duration, dir string, args ...string) (jobs.Job, error) {
 	return jobs.Run(ctx, within, func(ctx context.Context) *exec.Cmd {
-		cmd := exec.CommandContext(ctx, b.binary, args...)
+		cmd := exec.CommandContext(ctx, b.Binary, args...)
 		cmd.Dir = dir
 		return cmd
 	})
@@ -145,7 +103,7 @@ func (b *bench) warmUp(ctx context.Context, dir string, args ...string) error {
 
 // compile compiles examples with a compiler for MPI, and returns the folder that they are in.
 func (b *bench) compile(ctx context.Context, compiler, name string, examples ...string) (string, error) {
-	dir := filepath.Join(b.tmp, name)
+	dir := filepath.Join(b.Tmp, name)
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return "", err
 	}

@@ -4,6 +4,8 @@ import (
 	"os"
 	"strings"
 	"testing"
+
+	"github.com/mpirun-sf/mpirun-sf/benchmarks/stage"
 )
 
 // saidByNetPIPE is what NPmpich2 3.7.2 writes, on both of its streams.
@@ -61,7 +63,7 @@ func TestHelloOfAllRanks(t *testing.T) {
 }
 
 func TestPlotsOfNetPIPE(t *testing.T) {
-	b := &bench{out: t.TempDir()}
+	b := &bench{Stage: &stage.Stage{Out: t.TempDir()}}
 	p := &pipe{bySize: map[int][]sample{}}
 	for range 3 {
 		if err := p.add(saidByNetPIPE); err != nil {
@@ -72,7 +74,7 @@ func TestPlotsOfNetPIPE(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, name := range []string{"mpi-latency.svg", "mpi-bandwidth.svg"} {
-		svg, err := os.ReadFile(b.out + "/" + name)
+		svg, err := os.ReadFile(b.Out + "/" + name)
 		if err != nil || !strings.Contains(string(svg), ">64K<") || strings.Contains(string(svg), "NaN") || strings.Contains(string(svg), "Inf") {
 			t.Errorf("%s: %v\n%s", name, err, svg)
 		}

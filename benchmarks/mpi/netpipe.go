@@ -46,7 +46,7 @@ type pipe struct {
 // netpipe measures messages between fresh clones beside messages between machines that have been there before.
 func (b *bench) netpipe(ctx context.Context) error {
 	// In a folder of its own, which is shared with the machines.
-	dir := filepath.Join(b.tmp, "netpipe")
+	dir := filepath.Join(b.Tmp, "netpipe")
 	program := filepath.Join(dir, filepath.Base(netpipeProgram))
 	data, err := os.ReadFile(netpipeProgram)
 	if err != nil {
@@ -71,7 +71,7 @@ func (b *bench) netpipe(ctx context.Context) error {
 		return fresh.add(j.Wrote + j.Said)
 	}
 	onWarm := func() error {
-		c, err := clones.Warm(ctx, clones.Options{Binary: b.binary, Cache: filepath.Join(b.cache, "mpirun-sf"), Program: program, Clones: 2}, netpipeArguments(1)...)
+		c, err := clones.Warm(ctx, clones.Options{Binary: b.Binary, Cache: filepath.Join(b.Cache, "mpirun-sf"), Program: program, Clones: 2}, netpipeArguments(1)...)
 		if err != nil {
 			return err
 		}
@@ -96,14 +96,14 @@ func (b *bench) netpipe(ctx context.Context) error {
 			fresh.latency[round], fresh.throughput[round], warm.latency[round], warm.throughput[round])
 	}
 	what := "NetPIPE for MPICH between two fresh clones over that between two machines that were there before, idle and warm: "
-	b.record.Add("netpipe_latency_over_zero_cost", figures.Ratio(fmt.Sprintf("%stime of messages up to %d bytes", what, latencySizes), fresh.latency, warm.latency))
-	b.record.Add("netpipe_bandwidth_over_zero_cost", figures.Ratio(fmt.Sprintf("%sbandwidth, the greatest of any size up to %d KB", what, netpipeLargest>>10), fresh.throughput, warm.throughput))
+	b.Record.Add("netpipe_latency_over_zero_cost", figures.Ratio(fmt.Sprintf("%stime of messages up to %d bytes", what, latencySizes), fresh.latency, warm.latency))
+	b.Record.Add("netpipe_bandwidth_over_zero_cost", figures.Ratio(fmt.Sprintf("%sbandwidth, the greatest of any size up to %d KB", what, netpipeLargest>>10), fresh.throughput, warm.throughput))
 	for _, side := range []struct {
 		name, where string
 		*pipe
 	}{{"clones", "fresh clones", fresh}, {"zero_cost", "zero-cost machines", warm}} {
-		b.record.Add("netpipe_us_"+side.name, figures.Median("us", "NetPIPE between two "+side.where+": latency", side.latency))
-		b.record.Add("netpipe_mbps_"+side.name, figures.Median("Mbit/s", "NetPIPE between two "+side.where+": bandwidth", side.throughput))
+		b.Record.Add("netpipe_us_"+side.name, figures.Median("us", "NetPIPE between two "+side.where+": latency", side.latency))
+		b.Record.Add("netpipe_mbps_"+side.name, figures.Median("Mbit/s", "NetPIPE between two "+side.where+": bandwidth", side.throughput))
 	}
 	return b.plotPipes(fresh, warm)
 }
@@ -175,7 +175,7 @@ func (b *bench) plotPipes(fresh, warm *pipe) error {
 			}
 			p.Series = append(p.Series, s)
 		}
-		if err := p.Save(filepath.Join(b.out, plot.file)); err != nil {
+		if err := p.Save(filepath.Join(b.Out, plot.file)); err != nil {
 			return err
 		}
 	}

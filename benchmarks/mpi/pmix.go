@@ -45,8 +45,8 @@ func (b *bench) pmix(ctx context.Context) error {
 		}
 	}
 	what := fmt.Sprintf("mpirun-sf -np %d hello of Open MPI, fork and join included", pmixRanks)
-	b.record.Add("pmix_over_orterun", figures.Ratio(what+", without orted over by orterun", sides[0].times, sides[1].times))
-	b.record.Add("pmix_s", figures.Median("s", what+", without orted", sides[0].times))
-	b.record.Add("orterun_s", figures.Median("s", what+", by orterun", sides[1].times))
+	b.Record.Add("pmix_over_orterun", figures.Ratio(what+", without orted over by orterun", sides[0].times, sides[1].times))
+	b.Record.Add("pmix_s", figures.Median("s", what+", without orted", sides[0].times))
+	b.Record.Add("orterun_s", figures.Median("s", what+", by orterun", sides[1].times))
 	return nil
 }
