@@ -385,22 +385,3 @@ func findExecutable(a mpichshim.App) (path string, argv []string, err error) {
 	}
 	return path, a.Argv, nil
 }
-
-// serveSingleton is for a process that was started without mpiexec, and needs one to
-// spawn ranks. These run beside it: it has no way into clones.
-func (m *mpiexec) serveSingleton(ctx context.Context) error {
-	tui.level = quiet
-	m.NoClone, m.AutoCleanup = true, true
-	dir, err := workingDirectory()
-	if err != nil {
-		return err
-	}
-	j := newJob(options{noClone: true, np: 1, ppn: 1, dir: dir, startLimit: 2 * time.Minute})
-	j.rules, m.job = m, j
-	m.Apps = []mpichshim.App{{Argv: []string{"a process without mpiexec"}, Ranks: 1, Dir: dir}}
-	j.apps = []launch.App{{Argv: m.Apps[0].Argv, Env: m.Environ(m.Apps[0], os.Environ()), Dir: dir, Ranks: 1}}
-	m.printer = mpichshim.NewPrinter(m.Command, m.stdout, m.stderr)
-	m.ends.AutoCleanup = true
-	j.hosts = m.hostNames()
-	return j.run(ctx, newBare(j, m.Command))
-}
