@@ -59,7 +59,7 @@ func parseOptions() (o options, err error) {
 	flag.IntVar(&o.runs, "runs", 1, "runs of each entry on each side; it passes if all do")
 	flag.Int64Var(&o.ranks, "ranks", 8, "ranks that may run at once: entries with few run beside each other")
 	flag.Float64Var(&o.stretch, "stretch", 2, "how much longer than its testlist says an entry may take on clones")
-	cloneFlags := flag.String("clone-options", "--memory 256M", "more options for mpirun-sf on the side of that name")
+	cloneFlags := flag.String("clone-options", "--memory 256M", "more options for clones")
 	flag.StringVar(&o.out, "out", "benchmarks/results/mpich-suite.json", "file for results; - for none")
 	flag.StringVar(&o.doc, "doc", "docs/mpich-suite.md", "document whose results are replaced; - for none")
 	flag.Parse()
@@ -153,6 +153,7 @@ func (o options) allSides(of *mpich.Build) []side {
 		{
 			name: "clones", about: "mpirun-sf's `mpiexec`, each rank in a clone of its own",
 			command: []string{o.mpiexec}, ranks: "-n", own: own, options: true, stretch: o.stretch,
+			env: []string{"MPIRUN_SF_OPTIONS=" + strings.Join(o.cloneFlags, " ")},
 		},
 		{
 			name: "no-clone", about: "mpirun-sf's `mpiexec --no-clone`, all ranks on this machine",

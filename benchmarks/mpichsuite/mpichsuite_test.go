@@ -1,8 +1,8 @@
 package main
 
 import (
-	"bytes"
 	"context"
+	"io"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -129,14 +129,15 @@ func fakeSuite(t *testing.T, launcher string) (*mpich.Build, side) {
 }
 
 func TestRunOfAnEntry(t *testing.T) {
-	of, s := fakeSuite(t, `echo "$@ $X $MPIEXEC_TIMEOUT" >args; pwd >>args; echo "fake: hello" >&2; echo " No Errors"`)
+	of, s := fakeSuite(t, `echo "$@ $X $Y $MPIEXEC_TIMEOUT" >args; pwd >>args; echo "fake: hello" >&2; echo " No Errors"`)
 	e := entry{Folder: "init", Program: "p", Ranks: 3, Args: []string{"a"}, Env: []string{"X=y"}, Options: []string{"-o"}, Limit: time.Minute}
+	s.env = []string{"X=other", "Y=z"}
 	o, err := s.run(t.Context(), of, e, 2)
 	if err != nil || !o.Passed || o.Runs != 2 || o.Failed != 0 {
 		t.Fatalf("%+v, %v", o, err)
 	}
 	args, err := os.ReadFile(filepath.Join(of.Folder("init"), "args"))
-	if want := "-q -np 3 -o ./p a y 60\n" + of.Folder("init") + "\n"; err != nil || string(args) != want {
+	if want := "-q -np 3 -o ./p a y z 60\n" + of.Folder("init") + "\n"; err != nil || string(args) != want {
 		t.Errorf("the launcher was given %q, %v", args, err)
 	}
 }
@@ -171,15 +172,31 @@ func TestBindingScriptRunsTheSidesLauncher(t *testing.T) {
 	}
 }
 
+func TestBindingScriptEndsWhenItIsDecided(t *testing.T) {
+	of, s := fakeSuite(t, `echo run >>runs; echo wrong; exec >/dev/null 2>&1; sleep 60`)
+	const script = "for i in 1 2 ; do\n\t/build/bin/mpiexec -bind-to $i -n 16 ./dummy\ndone\n"
+	if err := os.WriteFile(filepath.Join(of.Folder(mpich.BindingFolder), bindingProgram), []byte(script), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	began := time.Now()
+	o, err := s.run(t.Context(), of, bindings(), 1)
+	if err != nil || o.Passed || o.Wrong != `it wrote "wrong"` || time.Since(began) > 50*time.Second {
+		t.Errorf("%+v, %v after %v", o, err, time.Since(began))
+	}
+	if runs, err := os.ReadFile(filepath.Join(of.Folder(mpich.BindingFolder), "runs")); string(runs) != "run\n" {
+		t.Errorf("it launched %q, %v", runs, err)
+	}
+}
+
 func TestOutputIsCapped(t *testing.T) {
 	c := &capped{limit: 5}
 	for range 3 {
-		if n, err := c.Write([]byte("abc")); n != 3 || err != nil {
+		if n, err := io.Copy(c, strings.NewReader("abc")); n != 3 || err != nil {
 			t.Fatal(n, err)
 		}
 	}
-	if !bytes.Equal(c.Bytes(), []byte("abcab")) {
-		t.Errorf("%q", c.Bytes())
+	if c.kept.String() != "abcab" {
+		t.Errorf("%q", c.kept.String())
 	}
 }
 

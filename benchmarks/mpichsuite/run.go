@@ -26,6 +26,7 @@ type side struct {
 	ranks   string   // its option for the number of ranks
 	own     string   // what its own lines begin with: runtests leaves out those of launchers, too
 	options bool     // it has mpiexec's other options
+	env     []string // more variables
 	stretch float64  // how much longer than the testlist says a run may take
 }
 
@@ -73,20 +74,28 @@ func (s side) once(ctx context.Context, of *mpich.Build, e entry) (wrong string,
 		argv = append(argv, e.Options...)
 	}
 	argv = append(append(argv, "./"+e.Program), e.Args...)
+	limit := time.Duration(float64(e.Limit) * s.stretch)
+	limited, cancel := context.WithTimeout(ctx, limit+graceOfLauncher)
+	defer cancel()
+	limited, stop := context.WithCancelCause(limited)
+	defer stop(nil)
+	out := &capped{limit: mostOutput}
 	if e.Folder == mpich.BindingFolder {
 		script, err := s.bindingScript(of)
 		if err != nil {
 			return "", err
 		}
 		argv = []string{"sh", "-c", script}
+		// It would go on with its 400 launches, each of which takes a while on clones.
+		out.took = func(lines string) {
+			if _, found := stray(s.linesOf(lines)); found {
+				stop(errDecided)
+			}
+		}
 	}
-	limit := time.Duration(float64(e.Limit) * s.stretch)
-	limited, cancel := context.WithTimeout(ctx, limit+graceOfLauncher)
-	defer cancel()
 	cmd := exec.CommandContext(limited, argv[0], argv[1:]...)
 	cmd.Dir = of.Folder(e.Folder)
-	cmd.Env = append(append(os.Environ(), e.Env...), fmt.Sprintf("MPIEXEC_TIMEOUT=%d", int(limit.Seconds())))
-	out := &capped{limit: mostOutput}
+	cmd.Env = slices.Concat(os.Environ(), s.env, e.Env, []string{fmt.Sprintf("MPIEXEC_TIMEOUT=%d", int(limit.Seconds()))})
 	cmd.Stdout, cmd.Stderr = out, out
 	// A group of its own, so that nothing of it stays.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
@@ -100,6 +109,7 @@ func (s side) once(ctx context.Context, of *mpich.Build, e entry) (wrong string,
 	switch {
 	case ctx.Err() != nil:
 		return "", context.Cause(ctx)
+	case context.Cause(limited) == errDecided:
 	case limited.Err() != nil:
 		return fmt.Sprintf("it did not end in %v, and its launcher did not end it either", limit), nil
 	case errors.Is(err, exec.ErrWaitDelay):
@@ -107,7 +117,7 @@ func (s side) once(ctx context.Context, of *mpich.Build, e entry) (wrong string,
 	case err != nil && !errors.As(err, &exit):
 		return "", fmt.Errorf("run %s on %s: %w", e.name(), s.name, err)
 	}
-	return rules[e.Rule](s.linesOf(out.String()), statusOf(cmd.ProcessState)), nil
+	return rules[e.Rule](s.linesOf(out.kept.String()), statusOf(cmd.ProcessState)), nil
 }
 
 // linesOf are the lines of a run's output that are not the launcher's own.
@@ -143,13 +153,21 @@ func (s side) bindingScript(of *mpich.Build) (string, error) {
 	return string(b[:found[2]]) + strings.Join(s.command, " ") + string(b[found[3]:]), nil
 }
 
+// errDecided ends a run that has already gone wrong.
+var errDecided = errors.New("what it wrote is enough")
+
 // capped keeps the first bytes of what is written to it.
 type capped struct {
-	bytes.Buffer
+	kept  bytes.Buffer // not embedded: io.Copy would fill it by itself
 	limit int
+	took  func(lines string) // if set, is told of the whole lines so far
 }
 
 func (c *capped) Write(b []byte) (int, error) {
-	c.Buffer.Write(b[:min(len(b), max(0, c.limit-c.Len()))])
+	c.kept.Write(b[:min(len(b), max(0, c.limit-c.kept.Len()))])
+	if c.took != nil {
+		all := c.kept.String()
+		c.took(all[:strings.LastIndexByte(all, '\n')+1])
+	}
 	return len(b), nil
 }

@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"regexp"
+	"slices"
 	"strings"
 )
 
@@ -55,19 +56,22 @@ func fails(_ []string, status int) string {
 // failsWithoutErrors wants lines of success, nothing else, and nevertheless a status other than 0: that of a rank which was
 // to die.
 func failsWithoutErrors(lines []string, status int) string {
-	said := false
-	for _, line := range lines {
-		switch {
-		case sayNoErrors.MatchString(line):
-			said = true
-		case !sayPassed.MatchString(line):
-			return unexpected(line)
-		}
+	if line, found := stray(lines); found {
+		return unexpected(line)
 	}
-	if !said {
+	if !slices.ContainsFunc(lines, sayNoErrors.MatchString) {
 		return "it ended without No Errors" + withStatus(status)
 	}
 	return fails(nil, status)
+}
+
+// stray is the first line that is none of success.
+func stray(lines []string) (line string, found bool) {
+	i := slices.IndexFunc(lines, func(line string) bool { return !sayNoErrors.MatchString(line) && !sayPassed.MatchString(line) })
+	if i < 0 {
+		return "", false
+	}
+	return lines[i], true
 }
 
 func withStatus(status int) string {

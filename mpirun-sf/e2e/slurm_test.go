@@ -145,6 +145,16 @@ func TestSlurm(t *testing.T) {
 		r := start(t, launcher, "-q", "--slurm", "--slurm-options", "-N2", "-np", "3", example("hello")).wait().succeeds(t)
 		spread(t, r.stdout)
 	})
+	t.Run("without clones", func(t *testing.T) {
+		for _, argv := range [][]string{{launcher, "-q", "--no-clone", "-np", "3"}, {mpiexec(t).program, "--no-clone", "-n", "3"}} {
+			r := start(t, "salloc", slices.Concat([]string{"-Q", "-N2", "-n3"}, argv, []string{example("hello")})...).wait().succeeds(t)
+			for rank, host := range []string{"host1", "host1", "host2"} {
+				if want := fmt.Sprintf("rank %d of 3 on %s", rank, host); !strings.Contains(r.stdout, want) {
+					t.Errorf("%s: the output has no %q:\n%s", argv[0], want, r.stdout)
+				}
+			}
+		}
+	})
 	t.Run("with too few slots", func(t *testing.T) {
 		start(t, "salloc", "-Q", "-N2", "-n2", launcher, "-np", "3", example("hello")).wait().fails(t, 1, "2 hosts with 2 slots", "-np 3", "--oversubscribe")
 	})
