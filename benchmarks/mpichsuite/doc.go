@@ -22,6 +22,6 @@
 //   - no-clone: the same with --no-clone, on this machine;
 //   - mpirun-sf: mpirun-sf by its own name, which has none of the options that testlists give to mpiexec.
 //
-// Clones without KVM are slow. A limit of time is that of the testlist on all sides, but may be stretched for clones
-// (-stretch), as runtests has it (MPITEST_TIMEOUT_MULTIPLIER).
+// Clones without KVM are slow, and others may want the machine. A limit of time is that of the testlist, stretched on all
+// sides alike (-stretch), as runtests has it (MPITEST_TIMEOUT_MULTIPLIER).
 package main

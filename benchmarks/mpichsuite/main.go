@@ -58,7 +58,7 @@ func parseOptions() (o options, err error) {
 	sides := flag.String("sides", "hydra,clones", "where to run them: hydra, clones, no-clone, mpirun-sf")
 	flag.IntVar(&o.runs, "runs", 1, "runs of each entry on each side; it passes if all do")
 	flag.Int64Var(&o.ranks, "ranks", 8, "ranks that may run at once: entries with few run beside each other")
-	flag.Float64Var(&o.stretch, "stretch", 2, "how much longer than its testlist says an entry may take on clones")
+	flag.Float64Var(&o.stretch, "stretch", 4, "how much longer than its testlist says an entry may take, on all sides")
 	cloneFlags := flag.String("clone-options", "--memory 256M", "more options for clones")
 	flag.StringVar(&o.out, "out", "benchmarks/results/mpich-suite.json", "file for results; - for none")
 	flag.StringVar(&o.doc, "doc", "docs/mpich-suite.md", "document whose results are replaced; - for none")
@@ -149,7 +149,7 @@ func run(ctx context.Context) error {
 // allSides are the launchers that there are.
 func (o options) allSides(of *mpich.Build) []side {
 	return []side{
-		{name: "hydra", about: "`mpiexec.hydra` of the same build, all ranks on this machine", command: []string{of.Hydra()}, ranks: "-n", options: true, stretch: 1},
+		{name: "hydra", about: "`mpiexec.hydra` of the same build, all ranks on this machine", command: []string{of.Hydra()}, ranks: "-n", options: true, stretch: o.stretch},
 		{
 			name: "clones", about: "mpirun-sf's `mpiexec`, each rank in a clone of its own",
 			command: []string{o.mpiexec}, ranks: "-n", own: own, options: true, stretch: o.stretch,
@@ -157,7 +157,7 @@ func (o options) allSides(of *mpich.Build) []side {
 		},
 		{
 			name: "no-clone", about: "mpirun-sf's `mpiexec --no-clone`, all ranks on this machine",
-			command: []string{o.mpiexec, "--no-clone"}, ranks: "-n", own: own, options: true, stretch: 1,
+			command: []string{o.mpiexec, "--no-clone"}, ranks: "-n", own: own, options: true, stretch: o.stretch,
 		},
 		{
 			name: "mpirun-sf", about: "`mpirun-sf`, each rank in a clone of its own, without the options that it has not in common with MPICH's `mpiexec`",
