@@ -5,6 +5,7 @@ import (
 	"slices"
 
 	"github.com/mpirun-sf/mpirun-sf/mpirun-sf/launch"
+	"github.com/mpirun-sf/mpirun-sf/pmi/pmix"
 	"github.com/mpirun-sf/mpirun-sf/vmfork/guest"
 )
 
@@ -47,6 +48,24 @@ func (j *job) choose() error {
 	case j.found.mpi == guest.NoMPI:
 		j.wire = launch.WireNone
 	}
+	return nil
+}
+
+// chooseBare finds out how the job's program is launched without clones. A program
+// that cannot be told is none of Open MPI's, whose ranks alone would not notice that
+// PMI is offered, and each be a job of its own.
+func (j *job) chooseBare() error {
+	err := j.recognise(j.argv[0], append([]string{j.program}, j.argv[1:]...), j.dir, j.environment())
+	if err != nil || j.found.mpi != guest.OpenMPI {
+		return nil
+	}
+	if j.via == viaOrted {
+		return fmt.Errorf("--via %s: with --no-clone there is nothing for Open MPI's own launcher to be told: run orterun itself, or leave one of them out", viaOrted)
+	}
+	if _, err := pmix.Helper(); err != nil {
+		return fmt.Errorf("%s is a program of Open MPI: %w", j.argv[0], err)
+	}
+	j.wire = launch.WirePMIx
 	return nil
 }
 

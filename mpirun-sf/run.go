@@ -193,8 +193,11 @@ func (j *job) check() (err error) {
 		return err
 	}
 	if j.apps == nil {
-		if j.program, err = findProgram(j.argv[0], j.dir); err != nil || j.noClone {
+		if j.program, err = findProgram(j.argv[0], j.dir); err != nil {
 			return err
+		}
+		if j.noClone {
+			return j.chooseBare()
 		}
 		return j.choose()
 	}
