@@ -69,19 +69,20 @@ func TestProcessWithoutMpiexec(t *testing.T) {
 	program := compile(t, of.Compiler(), "testdata/singleton.c")
 	folder := filepath.Dir(mpiexec(t).program)
 	for _, c := range []struct {
-		how    string
-		status int
-		says   string
+		how  string
+		well bool
+		says string
 	}{
-		{"well", 0, "the ranks sent 0 1\n"},
-		{"crash", 128 + int(syscall.SIGKILL), "EXIT STRING: Segmentation fault (signal 11)"},
-		{"abort", 128 + int(syscall.SIGKILL), "MPI_Abort(MPI_COMM_WORLD, 6)"},
-		{"leave", 0, "went on after MPI\n"},
+		{"well", true, "the ranks sent 0 1\n"},
+		{"crash", false, "EXIT STRING: Segmentation fault (signal 11)"},
+		{"abort", false, "MPI_Abort(MPI_COMM_WORLD, 6)"},
+		{"leave", true, "went on after MPI\n"},
 	} {
 		t.Run(c.how, func(t *testing.T) {
 			r := command{program: program, args: []string{c.how}, env: []string{"PATH=" + folder + ":" + os.Getenv("PATH")}, limit: 30 * time.Second}.run(t)
-			if r.status != c.status || !strings.Contains(r.stdout+r.stderr, c.says) {
-				t.Errorf("exit status %d, want %d, and %q in:\n%s%s", r.status, c.status, c.says, r.stdout, r.stderr)
+			// Some notice by themselves that ranks are no more, before they are ended.
+			if (r.status == 0) != c.well || !strings.Contains(r.stdout+r.stderr, c.says) {
+				t.Errorf("exit status %d, and not %q in:\n%s%s", r.status, c.says, r.stdout, r.stderr)
 			}
 		})
 	}
