@@ -114,6 +114,21 @@ func (m Machine) Discard(ctx context.Context, c Checkpoint) error {
 	return nil
 }
 
+// HoldTicket has the ticket killed when the caller's process ends, however it
+// does, or when ctx does; until then it waits. It is for programs of which nothing
+// may stay when they are killed: a ticket that nobody joins lasts as long as its
+// machine. A fork ends it in the clones alone, with [ErrCloned].
+func (m Machine) HoldTicket(ctx context.Context, t Ticket) error {
+	_, err := m.do(ctx, m.request(api.Hold, "ticket", t.ID))
+	return fmt.Errorf("hold ticket %s: %w", t.ID, err)
+}
+
+// HoldCheckpoint is [Machine.HoldTicket] for a checkpoint, which is discarded.
+func (m Machine) HoldCheckpoint(ctx context.Context, c Checkpoint) error {
+	_, err := m.do(ctx, m.request(api.Hold, "checkpoint", string(c)))
+	return fmt.Errorf("hold checkpoint %s: %w", c, err)
+}
+
 // exitLimit is how long a clone may take to end.
 const exitLimit = time.Minute
 

@@ -106,5 +106,13 @@ func Kill(ctx context.Context, t Ticket) error { return Machine{}.Kill(ctx, t) }
 // KillClone is [Machine.KillClone] of the caller's own machine.
 func KillClone(ctx context.Context, t Ticket, id int) error { return Machine{}.KillClone(ctx, t, id) }
 
+// HoldTicket is [Machine.HoldTicket] of the caller's own machine.
+func HoldTicket(ctx context.Context, t Ticket) error { return Machine{}.HoldTicket(ctx, t) }
+
+// HoldCheckpoint is [Machine.HoldCheckpoint] of the caller's own machine.
+func HoldCheckpoint(ctx context.Context, c Checkpoint) error {
+	return Machine{}.HoldCheckpoint(ctx, c)
+}
+
 // Whoami is [Machine.Whoami] of the caller's own machine.
 func Whoami(ctx context.Context) (Identity, error) { return Machine{}.Whoami(ctx) }

@@ -22,6 +22,7 @@ const (
 	Exit             = "exit"
 	Join             = "join"
 	Kill             = "kill"
+	Hold             = "hold"
 	AwaitFork        = "await-fork"
 	List             = "list"
 )
@@ -121,6 +122,7 @@ var calls = map[string]spec{
 	Exit:             {nil, keys{"status": number(0, MaxStatus), "vm": name}},
 	Join:             {keys{"ticket": name}, keys{"timeout": seconds, "vm": name}},
 	Kill:             {keys{"ticket": name}, keys{"clone": number(1, MaxClones), "vm": name}},
+	Hold:             {nil, keys{"ticket": name, "checkpoint": name, "vm": name}},
 	AwaitFork:        {},
 	List:             {},
 }

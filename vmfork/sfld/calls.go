@@ -64,6 +64,8 @@ func (c caller) do(ctx context.Context, r api.Request) (reply api.Reply, err err
 		return api.OK(), nil
 	case api.CheckpointParent:
 		return c.checkpointParent(ctx, target)
+	case api.Hold:
+		return reply, c.hold(ctx, r)
 	case api.Discard:
 		k, err := c.checkpoint(r)
 		if err != nil {
@@ -221,6 +223,10 @@ func (c caller) requestTicket(ctx context.Context, r api.Request, target *machin
 		return reply, &api.Error{Kind: api.KindInvalid, Text: fmt.Sprintf("%d virtual CPUs are more than the %d that %s was made with", d.vcpus, e.shape.VCPUs, target.Name)}
 	}
 	g, err := e.request(ctx, c.m, d, e.shape.VCPUs, e.shape.Memory)
+	if err == nil && ctx.Err() != nil {
+		e.discard(g) // who asked has gone, and nobody else knows of it
+		err = ctx.Err()
+	}
 	if err != nil {
 		return reply, err
 	}
@@ -264,15 +270,44 @@ func (c caller) checkpointParent(ctx context.Context, target *machine) (reply ap
 	id := fmt.Sprintf("%s-c%d", e.opts.Job, e.number())
 	e.mu.Lock()
 	gone := c.m != nil && c.m.ended // and its checkpoints with it
-	if !gone {
+	unasked := ctx.Err() != nil     // who asked has gone, and nobody else knows its name
+	if !gone && !unasked {
 		e.checkpoints[id] = k
 	}
 	e.mu.Unlock()
-	if gone {
+	switch {
+	case gone:
 		e.release(generation)
 		return reply, unknown("%s is gone", c.m.Name)
+	case unasked:
+		e.release(generation)
+		return reply, ctx.Err()
 	}
 	return withTimes(api.CheckpointReply(id, 0, ""), f, nil), nil
+}
+
+// hold waits until the caller goes away, and gives back what the call names.
+func (c caller) hold(ctx context.Context, r api.Request) error {
+	if r.Value("ticket") == "" && r.Value("checkpoint") == "" {
+		return &api.Error{Kind: api.KindInvalid, Text: "hold wants ticket= or checkpoint="}
+	}
+	if id := r.Value("checkpoint"); id != "" {
+		k, err := c.checkpoint(r)
+		if err != nil {
+			return err
+		}
+		c.e.release(k.generation)
+		defer c.e.forget(id)
+	}
+	if r.Value("ticket") != "" {
+		g, err := c.grant(r)
+		if err != nil {
+			return err
+		}
+		defer c.e.discard(g)
+	}
+	<-ctx.Done()
+	return ctx.Err() // which nobody reads
 }
 
 // forget discards a checkpoint. Clones that were made of it live on.

@@ -1,8 +1,10 @@
 package sfld
 
 import (
+	"context"
 	"os/exec"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -148,4 +150,30 @@ func TestManyForks(t *testing.T) {
 		t.Errorf("its disk begins with %.20q, %v", out, err)
 	}
 	left(t, e, d, "parent")
+}
+
+// What a process holds is gone when the process is, and not before.
+func TestHold(t *testing.T) {
+	e, d := testEngine(t)
+	startVM(t, e)
+	point := field(t, d.process(t, "parent", "ok", api.CheckpointParent), "checkpoint")
+	used := field(t, d.process(t, "parent", "ok", api.RequestTicket, "clones", "1"), "ticket")
+	d.process(t, "parent", "ok", api.CreateClones, "checkpoint", point, "ticket", used)
+	unused := field(t, d.process(t, "parent", "ok", api.RequestTicket, "clones", "1"), "ticket")
+	lives, end := context.WithCancel(t.Context())
+	var holding sync.WaitGroup
+	for _, what := range [][]string{{"checkpoint", point}, {"ticket", used}, {"ticket", unused}} {
+		holding.Go(func() { d.guest(t, "parent").call(lives, api.Hold, what...) })
+	}
+	d.process(t, "parent", "error kind=invalid", api.Hold)
+	d.process(t, "parent", "error kind=unknown", api.Hold, "ticket", "no-such-ticket")
+	d.process(t, "parent", "error kind=unknown", api.Hold, "checkpoint", "no-such-checkpoint")
+	d.process(t, "clone-1", "error kind=refused", api.Hold, "ticket", used)
+	d.process(t, "clone-1", "error kind=refused", api.Hold, "checkpoint", point)
+	d.process(t, "parent", "error kind=timeout", api.Join, "ticket", used, "timeout", "0.05")
+	end()
+	holding.Wait()
+	left(t, e, d, "parent")
+	d.process(t, "parent", "error kind=unknown", api.Discard, "checkpoint", point)
+	d.process(t, "parent", "error kind=unknown", api.Kill, "ticket", unused)
 }
