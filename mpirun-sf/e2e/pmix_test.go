@@ -45,6 +45,7 @@ func TestPMIx(t *testing.T) {
 	})
 	t.Run("inside", func(t *testing.T) {
 		has(t, inside.run(t, "--via", "pmix", "-np", "2", program, "ring").succeeds(t).stdout, "ring right")
+		has(t, inside.run(t, "--via", "pmix", "-np", "1", program, "spawn").succeeds(t).stdout, "children sum 21")
 	})
 	t.Run("several on a clone", func(t *testing.T) {
 		if !full {

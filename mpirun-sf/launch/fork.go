@@ -8,12 +8,12 @@ import (
 	"net/netip"
 	"os"
 	"runtime/debug"
-	"slices"
-	"strings"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/mpirun-sf/mpirun-sf/vmfork"
 	"github.com/mpirun-sf/mpirun-sf/vmfork/agent"
 	"github.com/mpirun-sf/mpirun-sf/vmfork/ticket"
 )
@@ -35,24 +35,34 @@ type API interface {
 	// RequestTicket asks for clones of vcpus virtual CPUs each; it may be
 	// granted fewer, but not none.
 	RequestTicket(ctx context.Context, clones, vcpus int) (ticket.Ticket, error)
-	// Clone returns in the parent, with 0, and in every clone, with its id.
-	Clone(ctx context.Context, ticket string) (id int, err error)
+	// Checkpoint keeps the VM as it is now. It returns with id 0 here, and again
+	// in every clone that is made of it, with the clone's id.
+	Checkpoint(ctx context.Context) (checkpoint string, id int, err error)
+	// CreateClones makes a ticket's clones, and returns when all of them run.
+	CreateClones(ctx context.Context, checkpoint, ticket string) error
+	Discard(ctx context.Context, checkpoint string) error
 	// Join waits for the end of all clones, and fails at once if there is
 	// nothing more to wait for: somebody killed the ticket.
 	Join(ctx context.Context, ticket string) error
 	// Machines are the names of all machines that there are.
 	Machines(ctx context.Context) ([]string, error)
 	Kill(ctx context.Context, ticket string) error
+	// HoldTicket has a ticket killed, and HoldCheckpoint a checkpoint discarded,
+	// when this process is no more, however it ends, or when ctx has ended: until
+	// then they wait.
+	HoldTicket(ctx context.Context, ticket string) error
+	HoldCheckpoint(ctx context.Context, checkpoint string) error
 	// Exit ends the clone that it is called in. It returns only if it cannot.
 	Exit() error
 }
 
 // Fork makes clones of the VM that this process runs in, and in each of them its
-// copy serves the launcher in the parent as a guest's agent serves a host.
+// copy serves the launcher in the parent as a guest's agent serves a host. All
+// of them are of one checkpoint: those that are made in the middle of a job are
+// copies of the launcher as it was before the job, which holds no conversation.
 type Fork struct {
-	API    API
-	Self   Self
-	Ticket ticket.Ticket
+	API  API
+	Self Self
 	// Limit is how long clones may take until they have all come.
 	Limit time.Duration
 	// InClone, if set, is called first in every clone.
@@ -61,45 +71,96 @@ type Fork struct {
 	// What the copies have to know of the original.
 	key    key
 	parent netip.AddrPort
+
+	checkpoint string
+	listener   *net.TCPListener
+	held       context.CancelFunc
+
+	mu      sync.Mutex          // guards awaited
+	awaited map[string]*awaited // by ticket
 }
 
-// Clone forks. In the parent it returns a session for each clone, in the order
-// of the ticket; in a clone it does not return.
-func (f *Fork) Clone(ctx context.Context) ([]*agent.Session, error) {
+// ErrNoCheckpoint says that clones were asked for that nobody had prepared.
+var ErrNoCheckpoint = errors.New("this VM was not checkpointed before the job")
+
+// Checkpoint keeps the VM as it is now, for clones to be made of it. In a clone it
+// does not return. The caller closes the fork.
+func (f *Fork) Checkpoint(ctx context.Context) error {
 	l, err := net.ListenTCP("tcp", net.TCPAddrFromAddrPort(netip.AddrPortFrom(f.Self.IP, 0)))
 	if err != nil {
-		return nil, fmt.Errorf("listen for the clones: %w", err)
+		return fmt.Errorf("listen for the clones: %w", err)
 	}
-	defer l.Close()
 	f.key, f.parent = newKey(), l.Addr().(*net.TCPAddr).AddrPort()
-	ctx, cancel := context.WithTimeout(ctx, f.Limit)
+	// What cuts this short in one copy may not do so in another.
+	limited, cancel := context.WithTimeout(context.WithoutCancel(ctx), f.Limit)
 	defer cancel()
-	id, err := f.API.Clone(ctx, f.Ticket.ID)
-	switch {
-	case id > 0:
+	checkpoint, id, err := f.API.Checkpoint(limited)
+	if id > 0 {
 		l.Close()
 		f.BeClone(id)
-	case err != nil:
-		f.leaveIfClone()
+	}
+	if err != nil {
+		l.Close()
+		f.leaveIfClone(err)
+		if errors.Is(err, context.DeadlineExceeded) {
+			return fmt.Errorf("this VM was not checkpointed in %v; --start-timeout gives more time", f.Limit)
+		}
+		return err
+	}
+	f.checkpoint, f.listener, f.awaited = checkpoint, l, map[string]*awaited{}
+	var holding context.Context
+	holding, f.held = context.WithCancel(context.WithoutCancel(ctx))
+	go f.API.HoldCheckpoint(holding, checkpoint)
+	go f.receive()
+	return nil
+}
+
+// Clones makes the clones of a ticket, and returns a session for each, in the
+// order of the ticket. After an error the ticket is the caller's to kill.
+func (f *Fork) Clones(ctx context.Context, t ticket.Ticket) ([]*agent.Session, error) {
+	if f.checkpoint == "" {
+		return nil, ErrNoCheckpoint
+	}
+	a := f.await(t)
+	defer f.stopAwaiting(a)
+	ctx, cancel := context.WithTimeout(ctx, f.Limit)
+	defer cancel()
+	if err := f.API.CreateClones(ctx, f.checkpoint, t.ID); err != nil {
 		if errors.Is(err, context.DeadlineExceeded) {
 			return nil, fmt.Errorf("the clones of this VM were not ready in %v; --start-timeout gives more time", f.Limit)
 		}
 		return nil, err
 	}
-	return f.gather(ctx, l)
+	return f.gather(ctx, a)
 }
 
-// leaveIfClone ends this copy if it is in a clone of this fork whose call has
-// failed, for instance because a signal came at the moment of the fork: the
-// shell that the original returns to must not go on twice. In a clone of
-// somebody else's fork it is theirs to end.
-func (f *Fork) leaveIfClone() {
+// Close gives the checkpoint up. Clones that were made of it live on.
+func (f *Fork) Close(ctx context.Context) {
+	if f.listener == nil {
+		return
+	}
+	f.listener.Close()
+	f.API.Discard(ctx, f.checkpoint)
+	f.held()
+	f.listener, f.checkpoint = nil, ""
+}
+
+// leaveIfClone ends this copy if it is in a clone of this checkpoint whose call has
+// failed: the shell that the original returns to must not go on twice. In a clone
+// of somebody else's fork it is theirs to end, and there the call says so.
+func (f *Fork) leaveIfClone(err error) {
+	if errors.Is(err, vmfork.ErrCloned) {
+		return
+	}
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 	defer cancel()
-	if now, err := f.API.Whoami(ctx); err == nil && now.Member != f.Self.Member && now.Ticket == f.Ticket.ID {
+	if now, err := f.API.Whoami(ctx); err == nil && now.Member != f.Self.Member {
 		f.leave()
 	}
 }
+
+// whoamiLimit is how long a clone's agent may take to say which ticket made it.
+const whoamiLimit = 10 * time.Second
 
 // BeClone is the life of the launcher's copy in clone id: it serves the original
 // until that is gone or done, and ends the clone. It never returns, for whoever
@@ -113,12 +174,18 @@ func (f *Fork) BeClone(id int) {
 	// As in the guest's agent: a collection costs more than what it finds.
 	debug.SetGCPercent(-1)
 	debug.SetMemoryLimit(64 << 20)
+	ctx, cancel := context.WithTimeout(context.Background(), whoamiLimit)
+	defer cancel()
+	self, err := f.API.Whoami(ctx)
+	if err != nil {
+		return
+	}
 	d := net.Dialer{Timeout: handshakeLimit}
 	conn, err := d.Dial("tcp", f.parent.String())
 	if err != nil {
 		return
 	}
-	if f.key.introduce(conn, id) != nil {
+	if f.key.introduce(conn, member{self.Ticket, id}) != nil {
 		return
 	}
 	agent.Serve(conn)
@@ -145,121 +212,9 @@ func detach() {
 	null.Close()
 }
 
-// arrival is a connection that has been looked at.
-type arrival struct {
-	id   int // 0: it was a stranger's
-	conn net.Conn
-}
-
-// gather waits for every clone of the ticket, once each. Strangers, and who
-// comes twice, are sent away; they cannot hold up others.
-func (f *Fork) gather(ctx context.Context, l *net.TCPListener) (_ []*agent.Session, err error) {
-	arrivals := make(chan arrival)
-	done := make(chan struct{})
-	defer close(done)
-	go func() {
-		for {
-			conn, err := l.Accept()
-			if err != nil {
-				return // closed: whoever waits has stopped
-			}
-			go func() {
-				id, err := f.key.admit(conn)
-				if err != nil {
-					return
-				}
-				select {
-				case arrivals <- arrival{id, conn}:
-				case <-done:
-					conn.Close()
-				}
-			}()
-		}
-	}()
-	sessions := make([]*agent.Session, len(f.Ticket.Clones))
-	defer func() {
-		if err != nil {
-			for _, s := range sessions {
-				if s != nil {
-					s.Close()
-				}
-			}
-		}
-	}()
-	for missing := len(sessions); missing > 0; {
-		select {
-		case a := <-arrivals:
-			at := slices.IndexFunc(f.Ticket.Clones, func(c ticket.Clone) bool { return c.ID == a.id })
-			if at < 0 || sessions[at] != nil {
-				a.conn.Close()
-				continue
-			}
-			if sessions[at], err = agent.Dial(a.conn); err != nil {
-				a.conn.Close()
-				return nil, fmt.Errorf("%s: %w", f.Ticket.Clones[at].Name, err)
-			}
-			missing--
-		case <-ctx.Done():
-			if !errors.Is(ctx.Err(), context.DeadlineExceeded) {
-				return nil, ctx.Err()
-			}
-			var names []string
-			for i, s := range sessions {
-				if s == nil {
-					names = append(names, f.Ticket.Clones[i].Name)
-				}
-			}
-			return nil, fmt.Errorf("%s did not come back to this VM in %v; is this machine overloaded? --start-timeout gives more time", strings.Join(names, ", "), f.Limit)
-		}
-	}
-	return sessions, nil
-}
-
-// watchInterval is how often clones are looked after. A machine that is gone
-// says nothing more, and its connections neither.
-const watchInterval = 2 * time.Second
-
-// Watch reports a clone that is lost, until the job's context ends.
-func (f *Fork) Watch(ctx context.Context, lost chan<- string) {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	reasons := make(chan string, 2)
-	go func() {
-		if err := f.API.Join(ctx, f.Ticket.ID); err != nil && ctx.Err() == nil {
-			reasons <- err.Error()
-		}
-	}()
-	go func() {
-		for {
-			select {
-			case <-ctx.Done():
-				return
-			case <-time.After(watchInterval):
-			}
-			// Of what it cannot be asked now, it will be asked again.
-			if names, err := f.API.Machines(ctx); err == nil {
-				for _, c := range f.Ticket.Clones {
-					if !slices.Contains(names, c.Name) {
-						reasons <- c.Name + " was lost: its virtual machine has ended"
-						return
-					}
-				}
-			}
-		}
-	}()
-	select {
-	case reason := <-reasons:
-		select {
-		case lost <- reason:
-		default:
-		}
-	case <-ctx.Done():
-	}
-}
-
 // Places says which ranks run where: the first in the parent, if it has a
-// session of its own, the others in the clones as the ticket has it.
-func (f *Fork) Places(np, parentRanks int, parent *agent.Session, clones []*agent.Session) []Place {
+// session of its own, the others in the clones as their ticket has it.
+func (f *Fork) Places(t ticket.Ticket, np, parentRanks int, parent *agent.Session, clones []*agent.Session) []Place {
 	var places []Place
 	if parentRanks > 0 {
 		p := Place{Name: f.Self.Name, IP: f.Self.IP.String(), Session: parent}
@@ -268,8 +223,8 @@ func (f *Fork) Places(np, parentRanks int, parent *agent.Session, clones []*agen
 		}
 		places = append(places, p)
 	}
-	for i, ranks := range f.Ticket.Ranks(np - parentRanks) {
-		c := f.Ticket.Clones[i]
+	for i, ranks := range t.Ranks(np - parentRanks) {
+		c := t.Clones[i]
 		for n := range ranks {
 			ranks[n] += parentRanks
 		}

@@ -18,8 +18,10 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
+	"github.com/mpirun-sf/mpirun-sf/vmfork"
 	"github.com/mpirun-sf/mpirun-sf/vmfork/agent"
 	"github.com/mpirun-sf/mpirun-sf/vmfork/guest"
 	"github.com/mpirun-sf/mpirun-sf/vmfork/ticket"
@@ -33,6 +35,7 @@ const cloneMark = "MPIRUN_SF_TEST_CLONE"
 type copied struct {
 	Key    key
 	Parent netip.AddrPort
+	Ticket string
 	ID     int
 }
 
@@ -44,12 +47,18 @@ func beTestClone() {
 		os.Exit(2)
 	}
 	os.Unsetenv(cloneMark)
-	f := &Fork{API: exitOnly{}, key: c.Key, parent: c.Parent}
+	f := &Fork{API: exitOnly{ticket: c.Ticket}, key: c.Key, parent: c.Parent}
 	f.BeClone(c.ID)
 }
 
-// exitOnly is the API of a clone that has nothing more to do than to leave.
-type exitOnly struct{ API }
+// exitOnly is the API of a clone that has nothing more to do than to say who made
+// it and to leave.
+type exitOnly struct {
+	API
+	ticket string
+}
+
+func (e exitOnly) Whoami(context.Context) (Self, error) { return Self{Ticket: e.ticket}, nil }
 
 func (exitOnly) Exit() error { os.Exit(0); return nil }
 
@@ -57,8 +66,8 @@ func (exitOnly) Exit() error { os.Exit(0); return nil }
 type fakeAPI struct {
 	t    *testing.T
 	fork *Fork
-	// Clone fails with this after it has made the clones.
-	cloneError error
+	// Checkpoint and CreateClones fail with these.
+	checkpointError, cloneError error
 	// These clones do not come, or come with another key.
 	absent, strangers []int
 	self              Self // what Whoami says
@@ -68,14 +77,24 @@ type fakeAPI struct {
 	exited chan struct{} // closed by Exit
 	gone   atomic.Int64  // a clone that there is no more
 
-	mu     sync.Mutex // guards clones
-	clones map[int]*exec.Cmd
+	ticket    ticket.Ticket // the first
+	discarded chan string   // checkpoints
+
+	mu     sync.Mutex // guards all below
+	clones []*exec.Cmd
+	made   map[string]ticket.Ticket
+	held   map[string]bool
 }
 
 func (a *fakeAPI) Whoami(context.Context) (Self, error) { return a.self, nil }
 
 func (a *fakeAPI) RequestTicket(_ context.Context, clones, vcpus int) (ticket.Ticket, error) {
-	return testTicket(clones, vcpus), nil
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	t := testTicket(clones, vcpus)
+	t.ID = fmt.Sprintf("t%d", len(a.made)+1)
+	a.made[t.ID] = t
+	return t, nil
 }
 
 func testTicket(clones, vcpus int) ticket.Ticket {
@@ -86,8 +105,52 @@ func testTicket(clones, vcpus int) ticket.Ticket {
 	return t
 }
 
-func (a *fakeAPI) Clone(_ context.Context, id string) (int, error) {
-	for _, c := range a.fork.Ticket.Clones {
+func (a *fakeAPI) Checkpoint(context.Context) (string, int, error) {
+	return "c1", 0, a.checkpointError
+}
+
+func (a *fakeAPI) Discard(_ context.Context, checkpoint string) error {
+	a.discarded <- checkpoint
+	return nil
+}
+
+func (a *fakeAPI) HoldCheckpoint(ctx context.Context, checkpoint string) error {
+	return a.HoldTicket(ctx, checkpoint)
+}
+
+func (a *fakeAPI) HoldTicket(ctx context.Context, id string) error {
+	a.hold(id, true)
+	<-ctx.Done()
+	a.hold(id, false)
+	return ctx.Err()
+}
+
+func (a *fakeAPI) hold(id string, is bool) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.held[id] = is
+}
+
+// holds waits until something is held, or is no more.
+func (a *fakeAPI) holds(id string, want bool) bool {
+	is := func() bool {
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		return a.held[id]
+	}
+	for end := time.Now().Add(5 * time.Second); is() != want && time.Now().Before(end); time.Sleep(time.Millisecond) {
+	}
+	return is() == want
+}
+
+func (a *fakeAPI) CreateClones(_ context.Context, checkpoint, id string) error {
+	if checkpoint != "c1" {
+		return fmt.Errorf("there is no checkpoint %q", checkpoint)
+	}
+	a.mu.Lock()
+	clones := a.made[id].Clones
+	a.mu.Unlock()
+	for _, c := range clones {
 		if slices.Contains(a.absent, c.ID) {
 			continue
 		}
@@ -95,9 +158,9 @@ func (a *fakeAPI) Clone(_ context.Context, id string) (int, error) {
 		if slices.Contains(a.strangers, c.ID) {
 			k[0] ^= 1
 		}
-		b, err := json.Marshal(copied{k, a.fork.parent, c.ID})
+		b, err := json.Marshal(copied{k, a.fork.parent, id, c.ID})
 		if err != nil {
-			return 0, err
+			return err
 		}
 		cmd := exec.Command(os.Args[0])
 		cmd.Env = append(os.Environ(), cloneMark+"="+string(b))
@@ -105,14 +168,14 @@ func (a *fakeAPI) Clone(_ context.Context, id string) (int, error) {
 		cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
 		cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWPID}
 		if err := cmd.Start(); err != nil {
-			return 0, err
+			return err
 		}
 		a.mu.Lock()
-		a.clones[c.ID] = cmd
+		a.clones = append(a.clones, cmd)
 		a.mu.Unlock()
 		go func() { cmd.Wait(); a.ended <- c.ID }()
 	}
-	return 0, a.cloneError
+	return a.cloneError
 }
 
 func (a *fakeAPI) Join(ctx context.Context, id string) error {
@@ -126,7 +189,7 @@ func (a *fakeAPI) Join(ctx context.Context, id string) error {
 
 func (a *fakeAPI) Machines(context.Context) ([]string, error) {
 	names := []string{"parent"}
-	for _, c := range a.fork.Ticket.Clones {
+	for _, c := range a.ticket.Clones {
 		if int64(c.ID) != a.gone.Load() {
 			names = append(names, c.Name)
 		}
@@ -153,12 +216,31 @@ func newFork(t *testing.T, clones, vcpus int) (*Fork, *fakeAPI) {
 	if os.Geteuid() != 0 {
 		t.Fatal("clones need a namespace and a user: this test needs root")
 	}
-	a := &fakeAPI{t: t, clones: map[int]*exec.Cmd{}, ended: make(chan int, 100), lost: make(chan error, 1), exited: make(chan struct{})}
+	a := &fakeAPI{
+		t: t, made: map[string]ticket.Ticket{}, held: map[string]bool{}, discarded: make(chan string, 10),
+		ended: make(chan int, 100), lost: make(chan error, 1), exited: make(chan struct{}),
+	}
 	a.self = Self{Name: "parent", IP: netip.MustParseAddr("127.0.0.1"), VCPUs: 2}
-	tk, _ := a.RequestTicket(t.Context(), clones, vcpus)
-	a.fork = &Fork{API: a, Self: a.self, Ticket: tk, Limit: 20 * time.Second}
-	t.Cleanup(func() { a.Kill(context.Background(), "") })
+	a.ticket, _ = a.RequestTicket(t.Context(), clones, vcpus)
+	a.fork = &Fork{API: a, Self: a.self, Limit: 20 * time.Second}
+	t.Cleanup(func() {
+		a.fork.Close(context.Background())
+		a.Kill(context.Background(), "")
+	})
 	return a.fork, a
+}
+
+// make makes the first ticket's clones.
+func (a *fakeAPI) make(t *testing.T) []*agent.Session {
+	t.Helper()
+	if err := a.fork.Checkpoint(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	sessions, err := a.fork.Clones(t.Context(), a.ticket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return sessions
 }
 
 // awaitEnd waits until n clones are gone.
@@ -180,15 +262,12 @@ func TestForkedJob(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			tr := newTrial(t, `init; barrier; echo "$PMI_RANK/$PMI_SIZE $MPIR_CVAR_CH3_INTERFACE_HOSTNAME $(cat)"; echo oops >&2; finalize`)
 			f, api := newFork(t, 2, 2)
-			sessions, err := f.Clone(t.Context())
-			if err != nil {
-				t.Fatal(err)
-			}
+			sessions := api.make(t)
 			var parent *agent.Session
 			if parentRanks > 0 {
 				parent = newNode(t).Session
 			}
-			tr.Places = f.Places(3+parentRanks, parentRanks, parent, sessions)
+			tr.Places = f.Places(api.ticket, 3+parentRanks, parentRanks, parent, sessions)
 			tr.Label = true
 			tr.Stdin = strings.NewReader("in")
 			if err := tr.run(t, 15*time.Second); err != nil {
@@ -220,12 +299,9 @@ func TestForkedMPICH(t *testing.T) {
 		t.Fatalf("compile the example: %v: %s", err, out)
 	}
 	tr := newTrial(t, "")
-	f, _ := newFork(t, 3, 1)
-	sessions, err := f.Clone(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	tr.Places = f.Places(4, 1, newNode(t).Session, sessions)
+	f, api := newFork(t, 3, 1)
+	sessions := api.make(t)
+	tr.Places = f.Places(api.ticket, 4, 1, newNode(t).Session, sessions)
 	tr.Apps[0].Argv = []string{program}
 	// The processes have equal pids, each in its namespace, on what UCX takes
 	// for one machine: by TCP alone they do not mistake each other.
@@ -252,7 +328,10 @@ func TestForkNamesTheMissing(t *testing.T) {
 	f, api := newFork(t, 4, 1)
 	api.absent, api.strangers = []int{2}, []int{4}
 	f.Limit = 2 * time.Second
-	_, err := f.Clone(t.Context())
+	if err := f.Checkpoint(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	_, err := f.Clones(t.Context(), api.ticket)
 	if err == nil || !strings.HasPrefix(err.Error(), "clone-2, clone-4 did not come back to this VM in 2s") {
 		t.Errorf("the fork ended with %v", err)
 	}
@@ -263,94 +342,150 @@ func TestForkNamesTheMissing(t *testing.T) {
 // Anybody on the network may connect, and holds up nobody.
 func TestForkAmongStrangers(t *testing.T) {
 	f, api := newFork(t, 1, 1)
-	l, err := net.ListenTCP("tcp", &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1)})
-	if err != nil {
+	if err := f.Checkpoint(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	defer l.Close()
-	f.key, f.parent = newKey(), l.Addr().(*net.TCPAddr).AddrPort()
-	for i := range 20 {
-		c, err := net.Dial("tcp", f.parent.String())
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer c.Close()
-		switch i % 3 {
-		case 0:
-			c.Write(hello{id: 1}.bytes())
-		case 1:
-			c.Write([]byte("GET / HTTP/1.0\r\n\r\n"))
+	strangers := func() {
+		for i := range 20 {
+			c, err := net.Dial("tcp", f.parent.String())
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			t.Cleanup(func() { c.Close() })
+			switch i % 3 {
+			case 0:
+				c.Write(hello{member: first}.bytes())
+			case 1:
+				c.Write([]byte("GET / HTTP/1.0\r\n\r\n"))
+			}
 		}
 	}
-	api.Clone(t.Context(), "")
+	strangers()
+	a := f.await(api.ticket)
+	defer f.stopAwaiting(a)
+	strangers()
+	if err := api.CreateClones(t.Context(), "c1", api.ticket.ID); err != nil {
+		t.Fatal(err)
+	}
 	ctx, cancel := context.WithTimeout(t.Context(), 15*time.Second)
 	defer cancel()
-	sessions, err := f.gather(ctx, l)
+	sessions, err := f.gather(ctx, a)
 	if err != nil {
 		t.Fatal(err)
 	}
 	sessions[0].Close()
 }
 
-// The second to come as a clone that is there already is sent away.
+// sentAway tells whether a connection is closed by the other side.
+func sentAway(t *testing.T, c net.Conn) bool {
+	t.Helper()
+	c.SetReadDeadline(time.Now().Add(10 * time.Second))
+	_, err := c.Read(make([]byte, 1))
+	return err != nil && !errors.Is(err, os.ErrDeadlineExceeded)
+}
+
+// The second to come as a clone that is there already is sent away, and so is who
+// is of a ticket that nobody awaits.
 func TestForkTakesEachCloneOnce(t *testing.T) {
-	f, _ := newFork(t, 2, 1)
-	l, err := net.ListenTCP("tcp", &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1)})
-	if err != nil {
+	f, api := newFork(t, 2, 1)
+	if err := f.Checkpoint(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	defer l.Close()
-	f.key = newKey()
 	ctx, cancel := context.WithTimeout(t.Context(), 15*time.Second)
 	defer cancel()
-	come := func(id int) net.Conn {
-		c, err := net.Dial("tcp", l.Addr().String())
+	come := func(who member) (net.Conn, error) {
+		c, err := net.Dial("tcp", f.parent.String())
 		if err != nil {
 			t.Fatal(err)
 		}
 		t.Cleanup(func() { c.Close() })
-		if err := f.key.introduce(c, id); err != nil {
-			t.Fatal(err)
-		}
-		return c
+		return c, f.key.introduce(c, who)
 	}
+	if _, err := come(first); err == nil {
+		t.Error("a clone was let in that nobody awaits")
+	}
+	a := f.await(api.ticket)
+	defer f.stopAwaiting(a)
 	got := make(chan error, 1)
-	go func() { _, err := f.gather(ctx, l); got <- err }()
-	come(1)
-	for _, id := range []int{1, 3} { // a second 1, and one that the ticket does not have
-		c := come(id)
-		c.SetReadDeadline(time.Now().Add(10 * time.Second))
-		if _, err := c.Read(make([]byte, 1)); err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
-			t.Errorf("clone %d was not sent away: %v", id, err)
+	go func() { _, err := f.gather(ctx, a); got <- err }()
+	if _, err := come(first); err != nil {
+		t.Fatal(err)
+	}
+	// A second 1, one that the ticket does not have, and one of another ticket.
+	for _, who := range []member{first, {"t1", 3}, {"t2", 2}} {
+		if c, err := come(who); err != nil || !sentAway(t, c) {
+			t.Errorf("clone %v was not sent away: %v", who, err)
 		}
 	}
-	come(2)
+	if _, err := come(member{"t1", 2}); err != nil {
+		t.Fatal(err)
+	}
 	if err := <-got; err != nil {
 		t.Error(err)
 	}
 }
 
-// A clone call that fails returns in the parent, and in a clone of somebody
-// else's fork, but never in a clone of this one.
+// Clones that are made later, of the same checkpoint, are others; two tickets at
+// once do not mix.
+func TestForkGrows(t *testing.T) {
+	f, api := newFork(t, 2, 1)
+	tr := newTrial(t, `init; barrier; echo "$PMI_RANK/$PMI_SIZE"; finalize`)
+	sessions := api.make(t)
+	if !api.holds("c1", true) {
+		t.Error("nobody discards the checkpoint if the launcher is killed")
+	}
+	var more errgroup.Group
+	var grown [2][]*agent.Session
+	for i := range grown {
+		tk, err := api.RequestTicket(t.Context(), 1+i, 1)
+		if err != nil {
+			t.Fatal(err)
+		}
+		more.Go(func() (err error) { grown[i], err = f.Clones(t.Context(), tk); return err })
+	}
+	if err := more.Wait(); err != nil || len(grown[0]) != 1 || len(grown[1]) != 2 {
+		t.Fatalf("%d and %d clones more (%v)", len(grown[0]), len(grown[1]), err)
+	}
+	tr.Places = f.Places(testTicket(5, 1), 5, 0, nil, slices.Concat(sessions, grown[0], grown[1]))
+	if err := tr.run(t, 15*time.Second); err != nil {
+		t.Fatal(err)
+	}
+	if got, want := sorted(tr.out.String()), "0/5\n1/5\n2/5\n3/5\n4/5"; got != want {
+		t.Errorf("stdout is\n%s\nwant\n%s", got, want)
+	}
+	f.Close(t.Context())
+	if got := <-api.discarded; got != "c1" || !api.holds("c1", false) {
+		t.Errorf("checkpoint %s was discarded, and not c1 alone", got)
+	}
+	tk, _ := api.RequestTicket(t.Context(), 1, 1)
+	if _, err := f.Clones(t.Context(), tk); !errors.Is(err, ErrNoCheckpoint) {
+		t.Errorf("clones of a checkpoint that was discarded: %v", err)
+	}
+}
+
+// A checkpoint that fails returns in the parent, and in a clone of somebody
+// else's fork, but never in a clone of it.
 func TestForkThatFails(t *testing.T) {
 	boom := errors.New("no more memory")
 	for name, c := range map[string]struct {
 		now    Self
+		err    error
 		leaves bool
 	}{
-		"in the parent":              {Self{Member: 0}, false},
-		"in a clone of another fork": {Self{Member: 5, Ticket: "t9", ID: 1}, false},
-		"in a clone of this fork":    {Self{Member: 3, Ticket: "t1", ID: 1}, true},
+		"in the parent":              {Self{Member: 0}, boom, false},
+		"in a clone of another fork": {Self{Member: 5, Ticket: "t9", ID: 1}, fmt.Errorf("%w: it is the parent's", vmfork.ErrCloned), false},
+		"in a clone of this fork":    {Self{Member: 3, Ticket: "t1", ID: 1}, boom, true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			f, api := newFork(t, 1, 1)
-			api.absent, api.cloneError, api.self = []int{1}, boom, c.now
+			api.checkpointError, api.self = c.err, c.now
 			failed := make(chan error, 1)
-			go func() { _, err := f.Clone(t.Context()); failed <- err }()
+			go func() { failed <- f.Checkpoint(t.Context()) }()
 			select {
 			case err := <-failed:
-				if c.leaves || !errors.Is(err, boom) {
-					t.Errorf("the fork returned with %v", err)
+				if c.leaves || !errors.Is(err, c.err) {
+					t.Errorf("it returned with %v", err)
 				}
 			case <-api.exited:
 				if !c.leaves {
@@ -376,14 +511,11 @@ func TestForkLosesClone(t *testing.T) {
 			t.Parallel()
 			tr := newTrial(t, `echo ready; sleep 60`)
 			f, api := newFork(t, 2, 1)
-			sessions, err := f.Clone(t.Context())
-			if err != nil {
-				t.Fatal(err)
-			}
-			tr.Places = f.Places(2, 0, nil, sessions)
+			sessions := api.make(t)
+			tr.Places = f.Places(api.ticket, 2, 0, nil, sessions)
 			lost := make(chan string, 1)
 			tr.Lost = lost
-			go f.Watch(t.Context(), lost)
+			go f.Watch(t.Context(), api.ticket, lost)
 			go func() {
 				tr.awaitOutput(t, "ready", 2)
 				c.lose(api)
@@ -404,9 +536,9 @@ func TestPlaces(t *testing.T) {
 		{2, 2, 0, 1, "parent[0 1]"},
 		{7, 1, 2, 2, "parent[0] clone-1[1 2 3] clone-2[4 5 6]"},
 	} {
-		f := &Fork{Self: Self{Name: "parent", IP: netip.MustParseAddr("127.0.0.1")}, Ticket: testTicket(c.clones, c.vcpus)}
+		f := &Fork{Self: Self{Name: "parent", IP: netip.MustParseAddr("127.0.0.1")}}
 		var got []string
-		for _, p := range f.Places(c.np, c.parent, nil, make([]*agent.Session, c.clones)) {
+		for _, p := range f.Places(testTicket(c.clones, c.vcpus), c.np, c.parent, nil, make([]*agent.Session, c.clones)) {
 			got = append(got, fmt.Sprint(p.Name, p.Ranks))
 		}
 		if s := strings.Join(got, " "); s != c.want {

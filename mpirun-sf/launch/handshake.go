@@ -1,6 +1,7 @@
 package launch
 
 import (
+	"bytes"
 	"crypto/hmac"
 	"crypto/rand"
 	"crypto/sha256"
@@ -9,8 +10,10 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"slices"
 	"time"
 
+	"github.com/mpirun-sf/mpirun-sf/vmfork/api"
 	"github.com/mpirun-sf/mpirun-sf/vmfork/network"
 )
 
@@ -18,19 +21,25 @@ import (
 // of the secret that it made before the fork: nothing has to be handed over.
 // What goes over the wire, in bytes:
 //
-//	clone → parent   magic 16, the clone's id 4, nonce 32
+//	clone → parent   magic 16, the clone's id 4, its ticket 63 (zeros after it), nonce 32
 //	parent → clone   nonce 32, HMAC-SHA256 32 with the label "parent"
 //	clone → parent   HMAC-SHA256 32 with the label "clone"
 //
-// Both codes are of the label, the id and both nonces. The parent answers first,
+// Both codes are of the label, id and ticket, and both nonces. The parent answers first,
 // so a clone never proves anything to a stranger that it could use elsewhere;
 // and its nonce is of this connection alone, so what was heard of another one
 // proves nothing.
 
-// key is the secret of one fork.
+// member is a clone among those of a checkpoint.
+type member struct {
+	ticket string
+	id     int
+}
+
+// key is the secret of one checkpoint.
 type key [32]byte
 
-// newKey makes the secret of one fork.
+// newKey makes the secret of one checkpoint.
 func newKey() (k key) {
 	rand.Read(k[:])
 	return k
@@ -40,9 +49,9 @@ func newKey() (k key) {
 const handshakeLimit = 30 * time.Second
 
 const (
-	helloMagic = "mpirun-sf fork 1"
+	helloMagic = "mpirun-sf fork 2"
 	nonceSize  = 32
-	helloSize  = len(helloMagic) + 4 + nonceSize
+	helloSize  = len(helloMagic) + 4 + api.MaxName + nonceSize
 
 	labelParent = "parent"
 	labelClone  = "clone"
@@ -52,13 +61,15 @@ var errStranger = errors.New("the other end does not know the secret of this for
 
 // hello is what a clone says first.
 type hello struct {
-	id    int
+	member
 	nonce [nonceSize]byte
 }
 
 func (h hello) bytes() []byte {
 	b := binary.BigEndian.AppendUint32([]byte(helloMagic), uint32(h.id))
-	return append(b, h.nonce[:]...)
+	var name [api.MaxName]byte
+	copy(name[:], h.ticket)
+	return slices.Concat(b, name[:], h.nonce[:])
 }
 
 // parseHello reads a hello that anybody on the network may have sent.
@@ -71,8 +82,12 @@ func parseHello(b []byte) (h hello, err error) {
 	if id < 1 || id > network.MaxID {
 		return h, fmt.Errorf("it says that it is clone %d, which there cannot be", id)
 	}
-	h.id = int(id)
-	copy(h.nonce[:], b[4:])
+	name, rest := b[4:4+api.MaxName], b[4+api.MaxName:]
+	h.id, h.ticket = int(id), string(bytes.TrimRight(name, "\x00"))
+	if !api.IsName(h.ticket) {
+		return h, fmt.Errorf("it says that its ticket is %q, which is no name", h.ticket)
+	}
+	copy(h.nonce[:], rest)
 	return h, nil
 }
 
@@ -87,7 +102,7 @@ func (k key) proof(label string, h hello, parent [nonceSize]byte) []byte {
 }
 
 // introduce is the clone's side. conn is closed on an error.
-func (k key) introduce(conn net.Conn, id int) (err error) {
+func (k key) introduce(conn net.Conn, who member) (err error) {
 	defer func() {
 		if err != nil {
 			conn.Close()
@@ -95,7 +110,7 @@ func (k key) introduce(conn net.Conn, id int) (err error) {
 		}
 	}()
 	conn.SetDeadline(time.Now().Add(handshakeLimit))
-	h := hello{id: id}
+	h := hello{member: who}
 	rand.Read(h.nonce[:])
 	if _, err := conn.Write(h.bytes()); err != nil {
 		return err
@@ -121,7 +136,7 @@ func (k key) introduce(conn net.Conn, id int) (err error) {
 
 // admit is the parent's side: it returns which clone conn leads to. conn is
 // closed on an error.
-func (k key) admit(conn net.Conn) (id int, err error) {
+func (k key) admit(conn net.Conn) (who member, err error) {
 	defer func() {
 		if err != nil {
 			conn.Close()
@@ -131,23 +146,23 @@ func (k key) admit(conn net.Conn) (id int, err error) {
 	conn.SetDeadline(time.Now().Add(handshakeLimit))
 	var first [helloSize]byte
 	if _, err := io.ReadFull(conn, first[:]); err != nil {
-		return 0, err
+		return member{}, err
 	}
 	h, err := parseHello(first[:])
 	if err != nil {
-		return 0, err
+		return member{}, err
 	}
 	var nonce [nonceSize]byte
 	rand.Read(nonce[:])
 	if _, err := conn.Write(append(nonce[:], k.proof(labelParent, h, nonce)...)); err != nil {
-		return 0, err
+		return member{}, err
 	}
 	var proof [sha256.Size]byte
 	if _, err := io.ReadFull(conn, proof[:]); err != nil {
-		return 0, err
+		return member{}, err
 	}
 	if !hmac.Equal(proof[:], k.proof(labelClone, h, nonce)) {
-		return 0, errStranger
+		return member{}, errStranger
 	}
-	return h.id, conn.SetDeadline(time.Time{})
+	return h.member, conn.SetDeadline(time.Time{})
 }

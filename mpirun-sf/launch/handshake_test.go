@@ -6,25 +6,30 @@ import (
 	"io"
 	"net"
 	"os"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/mpirun-sf/mpirun-sf/vmfork/api"
 )
 
+var first = member{"t1", 1}
+
 // meet lets both sides talk, and returns what each makes of it.
-func meet(clone, parent key, id int) (admitted int, parentErr, cloneErr error) {
+func meet(clone, parent key, who member) (admitted member, parentErr, cloneErr error) {
 	a, b := net.Pipe()
 	met := make(chan error, 1)
-	go func() { met <- clone.introduce(a, id) }()
+	go func() { met <- clone.introduce(a, who) }()
 	admitted, parentErr = parent.admit(b)
 	return admitted, parentErr, <-met
 }
 
 func TestHandshake(t *testing.T) {
 	k := newKey()
-	for _, id := range []int{1, 77, 65000} {
-		if got, err, cloneErr := meet(k, k, id); got != id || err != nil || cloneErr != nil {
-			t.Errorf("clone %d was admitted as %d (%v, %v)", id, got, err, cloneErr)
+	for _, who := range []member{{"t", 1}, {"job-t77", 77}, {strings.Repeat("t", api.MaxName), 65000}} {
+		if got, err, cloneErr := meet(k, k, who); got != who || err != nil || cloneErr != nil {
+			t.Errorf("clone %v was admitted as %v (%v, %v)", who, got, err, cloneErr)
 		}
 	}
 }
@@ -34,7 +39,7 @@ func TestHandshakeWithAnotherKey(t *testing.T) {
 	for i := range k {
 		other := k
 		other[i] ^= 0x80
-		if _, err, cloneErr := meet(k, other, 1); err == nil || !errors.Is(cloneErr, errStranger) {
+		if _, err, cloneErr := meet(k, other, first); err == nil || !errors.Is(cloneErr, errStranger) {
 			t.Fatalf("keys that differ in byte %d: %v, %v", i, err, cloneErr)
 		}
 	}
@@ -54,7 +59,7 @@ func TestHandshakeReplayed(t *testing.T) {
 	a, b := net.Pipe()
 	heard := &tap{Conn: a}
 	met := make(chan error, 1)
-	go func() { met <- k.introduce(heard, 1) }()
+	go func() { met <- k.introduce(heard, first) }()
 	if _, err := k.admit(b); err != nil || <-met != nil {
 		t.Fatal(err)
 	}
@@ -62,18 +67,18 @@ func TestHandshakeReplayed(t *testing.T) {
 	go io.Copy(io.Discard, a)
 	go a.Write(heard.said.Bytes())
 	if id, err := k.admit(b); !errors.Is(err, errStranger) {
-		t.Errorf("a replay was admitted as %d (%v)", id, err)
+		t.Errorf("a replay was admitted as %v (%v)", id, err)
 	}
 	// Nor can the parent's answer be sent back as the clone's.
 	a, b = net.Pipe()
 	go func() {
-		a.Write(hello{id: 1}.bytes())
+		a.Write(hello{member: first}.bytes())
 		answer := make([]byte, 64)
 		io.ReadFull(a, answer)
 		a.Write(answer[32:])
 	}()
 	if id, err := k.admit(b); !errors.Is(err, errStranger) {
-		t.Errorf("a reflection was admitted as %d (%v)", id, err)
+		t.Errorf("a reflection was admitted as %v (%v)", id, err)
 	}
 }
 
@@ -81,7 +86,7 @@ func TestHandshakeTruncated(t *testing.T) {
 	k := newKey()
 	for n := range helloSize {
 		a, b := net.Pipe()
-		go func() { a.Write(hello{id: 1}.bytes()[:n]); a.Close() }()
+		go func() { a.Write(hello{member: first}.bytes()[:n]); a.Close() }()
 		if _, err := k.admit(b); err == nil {
 			t.Fatalf("%d bytes were enough", n)
 		}
@@ -93,7 +98,7 @@ func TestHandshakeTruncated(t *testing.T) {
 			b.Write(make([]byte, n))
 			b.Close()
 		}()
-		if err := k.introduce(a, 1); err == nil {
+		if err := k.introduce(a, first); err == nil {
 			t.Fatalf("%d bytes of the parent's were enough", n)
 		}
 	}
@@ -112,7 +117,7 @@ func TestHandshakeSlow(t *testing.T) {
 		c, d := net.Pipe()
 		defer d.Close()
 		go io.ReadFull(d, make([]byte, helloSize))
-		if err := k.introduce(c, 1); !errors.Is(err, os.ErrDeadlineExceeded) {
+		if err := k.introduce(c, first); !errors.Is(err, os.ErrDeadlineExceeded) {
 			t.Errorf("the clone ended with %v", err)
 		}
 		if took := time.Since(begin); took != 2*handshakeLimit {
@@ -122,8 +127,8 @@ func TestHandshakeSlow(t *testing.T) {
 }
 
 func FuzzParseHello(f *testing.F) {
-	f.Add(hello{id: 1}.bytes())
-	f.Add(hello{id: 65000}.bytes())
+	f.Add(hello{member: first}.bytes())
+	f.Add(hello{member: member{"t-2", 65000}}.bytes())
 	f.Add(hello{}.bytes())
 	f.Add([]byte(helloMagic))
 	f.Add([]byte{})
@@ -137,8 +142,8 @@ func FuzzParseHello(f *testing.F) {
 
 // Whatever somebody without the key sends, it is not admitted.
 func FuzzAdmit(f *testing.F) {
-	f.Add(hello{id: 1}.bytes())
-	f.Add(append(hello{id: 1}.bytes(), make([]byte, 32)...))
+	f.Add(hello{member: first}.bytes())
+	f.Add(append(hello{member: first}.bytes(), make([]byte, 32)...))
 	f.Add(bytes.Repeat([]byte("x"), 200))
 	k := newKey()
 	f.Fuzz(func(t *testing.T, b []byte) {
@@ -146,7 +151,7 @@ func FuzzAdmit(f *testing.F) {
 		go io.Copy(io.Discard, a)
 		go func() { a.Write(b); a.Close() }()
 		if id, err := k.admit(c); err == nil {
-			t.Errorf("%x was admitted as %d", b, id)
+			t.Errorf("%x was admitted as %v", b, id)
 		}
 	})
 }

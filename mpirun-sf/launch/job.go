@@ -35,6 +35,7 @@ type App struct {
 	Env   []string
 	Dir   string
 	Path  []string // of a program to be spawned: folders to look for it first
+	Fewer bool     // of a program to be spawned: fewer ranks may do (MPI's info key soft)
 	Ranks int
 }
 

@@ -45,6 +45,7 @@ func (p *placed) find(ctx context.Context, g *group) error {
 		if path, given := a.Get("path"); given {
 			app.Path = strings.FieldsFunc(path, func(r rune) bool { return r == ':' || r == ';' })
 		}
+		_, app.Fewer = a.Get("soft")
 		p.apps = append(p.apps, app)
 		total += a.Ranks
 	}
