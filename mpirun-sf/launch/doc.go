@@ -17,6 +17,20 @@
 //     group, beside its own, in places that the caller finds for it.
 //  7. Signals go to every rank; a second SIGINT ends the job by force.
 //
+// # In a virtual machine
+//
+//  1. [Fork.Checkpoint] keeps the machine as it is before the job. The launcher
+//     is in what is kept; it holds a secret and knows where it listens.
+//  2. [Fork.Clones] makes clones of that, at any time and for any ticket. In each
+//     the launcher's copy comes out of the checkpoint's call, finds itself in a
+//     clone, connects to the original, proves that it has the secret, says which
+//     clone of which ticket it is (handshake.go), and serves as a guest's agent
+//     does.
+//  3. The original lets them in as long as the fork is open (gather.go), and
+//     watches over the machines.
+//  4. A copy whose original is gone ends its clone. The ticket and the checkpoint
+//     are held: the daemon ends them when the launcher's process is no more.
+//
 // The clones are the caller's. Run ends the ranks of a job that failed, but not
 // the clones: whoever made them does, and that ends what may still run in them.
 //
