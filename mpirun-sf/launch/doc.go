@@ -17,6 +17,9 @@
 //     group, beside its own, in places that the caller finds for it.
 //  7. Signals go to every rank; a second SIGINT ends the job by force.
 //
+// The clones are the caller's. Run ends the ranks of a job that failed, but not
+// the clones: whoever made them does, and that ends what may still run in them.
+//
 // # In a virtual machine
 //
 //  1. [Fork.Checkpoint] keeps the machine as it is before the job. The launcher
@@ -31,12 +34,10 @@
 //  4. A copy whose original is gone ends its clone. The ticket and the checkpoint
 //     are held: the daemon ends them when the launcher's process is no more.
 //
-// The clones are the caller's. Run ends the ranks of a job that failed, but not
-// the clones: whoever made them does, and that ends what may still run in them.
-//
 // # Locking
 //
 // One goroutine, Run's, holds the job's state and receives everything that
 // happens as an event. Others only send events; a group that starts is the
-// starting goroutine's until the event that says so.
+// starting goroutine's until the event that says so. A fork's mutex guards which
+// tickets' clones are awaited; several may be made at once.
 package launch
