@@ -24,7 +24,7 @@ var errNoPackage = errors.New("install a full kernel with its modules (Debian: a
 
 // fetchKernel downloads the kernel package and keeps what a guest needs of it in
 // kernels/RELEASE. Launchers that do so at the same time wait for one another.
-func fetchKernel(ctx context.Context, kernels string, log func(string)) (*Kernel, error) {
+func fetchKernel(ctx context.Context, kernels string, log func(string), more ...string) (*Kernel, error) {
 	for _, tool := range []string{"apt-cache", "apt-get", "dpkg-deb"} {
 		if _, err := lookTool(tool); err != nil {
 			return nil, errNoPackage
@@ -40,7 +40,7 @@ func fetchKernel(ctx context.Context, kernels string, log func(string)) (*Kernel
 		return nil, fmt.Errorf("wait for another download of the kernel: %w", err)
 	}
 	defer unlock()
-	if k := keptKernel(kernels); k != nil {
+	if k := keptKernel(kernels, more...); k != nil {
 		return k, nil
 	}
 	// We hold the lock, so these are a killed launcher's.
@@ -73,7 +73,7 @@ func fetchKernel(ctx context.Context, kernels string, log func(string)) (*Kernel
 	if _, err := runTool(dctx, tmp, "dpkg-deb", "--extract", debs[0], unpacked); err != nil {
 		return nil, fmt.Errorf("unpack package %s: %w", name, outOfSpace(err, kernels))
 	}
-	k, err := kernelBelow(unpacked)
+	k, err := kernelBelow(unpacked, more...)
 	if err != nil {
 		return nil, fmt.Errorf("package %s: %w", name, err)
 	}
@@ -86,7 +86,7 @@ func fetchKernel(ctx context.Context, kernels string, log func(string)) (*Kernel
 	if err := os.Rename(small, kept); err != nil {
 		return nil, fmt.Errorf("keep kernel: %w", err)
 	}
-	return kernelBelow(kept)
+	return kernelBelow(kept, more...)
 }
 
 // currentKernelPackage asks apt which package linux-image-amd64 stands for. The

@@ -27,21 +27,24 @@ type Kernel struct {
 // distribution's linux-image-amd64 depends on into it, about 70 MB, without
 // installing it. log gets one line for each slow step; it may be nil.
 //
+// more are names of modules that are wanted besides, after the guest's own. What is
+// kept is no more than was asked for, so who wants others has a cacheDir of its own.
+//
 // It fails with one line that says what to install. Downloading is given five
 // minutes, fetching package lists as root another five.
-func FindKernel(ctx context.Context, cacheDir string, log func(string)) (*Kernel, error) {
+func FindKernel(ctx context.Context, cacheDir string, log func(string), more ...string) (*Kernel, error) {
 	if log == nil {
 		log = func(string) {}
 	}
-	k, why := kernelBelow("/")
+	k, why := kernelBelow("/", more...)
 	if k != nil {
 		return k, nil
 	}
 	kernels := filepath.Join(cacheDir, "kernels")
-	if k := keptKernel(kernels); k != nil {
+	if k := keptKernel(kernels, more...); k != nil {
 		return k, nil
 	}
-	k, err := fetchKernel(ctx, kernels, log)
+	k, err := fetchKernel(ctx, kernels, log, more...)
 	if err == nil || ctx.Err() != nil {
 		return k, err
 	}
@@ -54,7 +57,7 @@ func FindKernel(ctx context.Context, cacheDir string, log func(string)) (*Kernel
 // kernelBelow returns the newest usable kernel of the file system at root. If
 // there is none, the error says what was wrong with the newest one, or that
 // there is none at all.
-func kernelBelow(root string) (*Kernel, error) {
+func kernelBelow(root string, more ...string) (*Kernel, error) {
 	images := map[string]string{} // release → kernel image
 	for _, pattern := range []string{"usr/lib/modules/*/vmlinuz", "lib/modules/*/vmlinuz"} {
 		found, _ := filepath.Glob(filepath.Join(root, pattern))
@@ -73,7 +76,7 @@ func kernelBelow(root string) (*Kernel, error) {
 	slices.SortFunc(releases, func(a, b string) int { return compareReleases(b, a) })
 	var first error
 	for _, r := range releases {
-		k, err := kernelWithModules(root, r, images[r])
+		k, err := kernelWithModules(root, r, images[r], more)
 		if err == nil {
 			return k, nil
 		}
@@ -89,7 +92,7 @@ func kernelBelow(root string) (*Kernel, error) {
 
 // kernelWithModules checks that the kernel can be read and has all modules. Its
 // errors complete a sentence that begins with the kernel's name.
-func kernelWithModules(root, release, image string) (*Kernel, error) {
+func kernelWithModules(root, release, image string, more []string) (*Kernel, error) {
 	f, err := os.Open(image)
 	if err != nil {
 		if errors.Is(err, fs.ErrPermission) {
@@ -104,11 +107,11 @@ func kernelWithModules(root, release, image string) (*Kernel, error) {
 		if _, err := os.Stat(dir); err != nil {
 			continue
 		}
-		m, err := readModules(dir)
+		m, err := readModules(dir, more...)
 		if err != nil {
 			return nil, fmt.Errorf("has unreadable modules: %w", err)
 		}
-		order, err := m.order(release)
+		order, err := m.order(release, more...)
 		if err != nil {
 			if strings.Contains(release, "cloud") {
 				return nil, fmt.Errorf("%w (it is a cloud kernel)", err)
@@ -127,15 +130,21 @@ func kernelWithModules(root, release, image string) (*Kernel, error) {
 
 // keptKernel returns the newest kernel that an earlier run left in the cache:
 // each is a small root of its own, DIR/RELEASE/{boot,lib}.
-func keptKernel(kernels string) *Kernel {
+func keptKernel(kernels string, more ...string) *Kernel {
 	roots, _ := filepath.Glob(filepath.Join(kernels, "[0-9]*"))
 	slices.SortFunc(roots, func(a, b string) int { return compareReleases(filepath.Base(b), filepath.Base(a)) })
 	for _, root := range roots {
-		if k, err := kernelBelow(root); err == nil {
+		if k, err := kernelBelow(root, more...); err == nil {
 			return k
 		}
 	}
 	return nil
+}
+
+// Keep puts the kernel and its modules into cacheDir, where [FindKernel] finds
+// them if the machine has no kernel.
+func (k *Kernel) Keep(cacheDir string) error {
+	return k.keep(filepath.Join(cacheDir, "kernels", k.Release))
 }
 
 // keep copies the kernel and its modules from k into a small root below dir, in

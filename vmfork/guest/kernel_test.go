@@ -46,6 +46,40 @@ func TestFindKernel(t *testing.T) {
 	if again == nil || again.Release != k.Release || !slices.Equal(names(again.Modules), order) {
 		t.Errorf("kept: %+v", again)
 	}
+	if k := keptKernel(kernels, "ext4"); k == nil || !slices.Equal(names(k.Modules), order) {
+		t.Errorf("kept, with a module more that is among the usual ones: %+v", k)
+	}
+	if k := keptKernel(kernels, "no_such_module"); k != nil {
+		t.Errorf("found with a module that was not kept: %+v", k)
+	}
+}
+
+// Whoever wants more modules gets them after the usual ones, each after what it
+// needs; and what was kept with them is as good for whoever does not want them.
+func TestMoreModules(t *testing.T) {
+	root := fakeRoot(t, "6.1.0-9-amd64", fullDep+"kernel/kvm-amd.ko: kernel/kvm.ko\nkernel/kvm.ko:\n", "")
+	usual, err := kernelBelow(root)
+	if err != nil {
+		t.Fatal(err)
+	}
+	k, err := kernelBelow(root, "kvm_amd")
+	if err != nil || !slices.Equal(names(k.Modules), append(names(usual.Modules), "kvm", "kvm_amd")) {
+		t.Fatalf("%+v, %v", k, err)
+	}
+	if _, err := kernelBelow(root, "kvm_intel"); err == nil || !strings.Contains(err.Error(), "has no module kvm_intel") {
+		t.Errorf("with a module that is not there: %v", err)
+	}
+	cache := t.TempDir()
+	if err := k.Keep(cache); err != nil {
+		t.Fatal(err)
+	}
+	kernels := filepath.Join(cache, "kernels")
+	if kept := keptKernel(kernels); kept == nil || !slices.Equal(names(kept.Modules), names(usual.Modules)) {
+		t.Errorf("kept: %+v", kept)
+	}
+	if kept := keptKernel(kernels, "kvm_amd"); kept == nil || !slices.Equal(names(kept.Modules), names(k.Modules)) {
+		t.Errorf("kept, with more: %+v", kept)
+	}
 }
 
 // fullDep is a modules.dep with everything that is required.

@@ -55,8 +55,8 @@ func moduleName(path string) string {
 
 // readModules reads what is in dir (…/lib/modules/RELEASE): modules.dep where
 // depmod has run, otherwise the modules themselves, which costs a look into
-// thousands of files.
-func readModules(dir string) (*modules, error) {
+// thousands of files, at those that the wanted ones and more lead to.
+func readModules(dir string, more ...string) (*modules, error) {
 	m := &modules{path: map[string]string{}, deps: map[string][]string{}, builtin: map[string]bool{}}
 	if b, err := os.ReadFile(filepath.Join(dir, "modules.builtin")); err == nil {
 		for line := range strings.Lines(string(b)) {
@@ -76,7 +76,7 @@ func readModules(dir string) (*modules, error) {
 	} else if !errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("read modules: %w", err)
 	}
-	return m, m.walk(dir)
+	return m, m.walk(dir, more)
 }
 
 // parseDep reads modules.dep: "kernel/fs/ext4/ext4.ko: kernel/fs/jbd2/jbd2.ko …",
@@ -107,8 +107,8 @@ func (m *modules) parseDep(dir string, b []byte) error {
 }
 
 // walk finds the module files below dir and reads the dependencies of those that
-// order may need, following them from the wanted ones.
-func (m *modules) walk(dir string) error {
+// order may need, following them from the wanted ones and from more.
+func (m *modules) walk(dir string, more []string) error {
 	err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
 		if err != nil {
 			return err
@@ -144,12 +144,18 @@ func (m *modules) walk(dir string) error {
 			return err
 		}
 	}
+	for _, name := range more {
+		if err := follow(name); err != nil {
+			return err
+		}
+	}
 	return nil
 }
 
 // order lists the wanted modules and all that they depend on, each after what it
-// needs. It fails naming the first required module that the kernel lacks.
-func (m *modules) order(release string) ([]Module, error) {
+// needs, and then more in the same way. It fails naming the first required module
+// that the kernel lacks.
+func (m *modules) order(release string, more ...string) ([]Module, error) {
 	var out []Module
 	state := map[string]int{} // 1: being placed, 2: placed
 	var place func(name string) error
@@ -184,6 +190,11 @@ func (m *modules) order(release string) ([]Module, error) {
 			continue
 		}
 		if err := place(w.name); err != nil {
+			return nil, err
+		}
+	}
+	for _, name := range more {
+		if err := place(name); err != nil {
 			return nil, err
 		}
 	}

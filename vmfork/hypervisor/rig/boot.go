@@ -1,0 +1,206 @@
+package rig
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/mpirun-sf/mpirun-sf/vmfork/hypervisor"
+	"github.com/mpirun-sf/mpirun-sf/vmfork/hypervisor/qemu"
+)
+
+// offLimit is how long a rig that was told to turn off may take.
+const offLimit = 10 * time.Second
+
+// Rig is a machine that runs.
+type Rig struct {
+	console string // path of the log
+	port    net.Conn
+	frames  chan frame    // closed when the port is
+	done    chan struct{} // closed when QEMU is gone
+
+	closing sync.Once
+	cmd     *exec.Cmd
+	stderr  bytes.Buffer // not read before done
+}
+
+type frame struct {
+	kind    frameKind
+	content []byte
+}
+
+// Boot starts the machine and waits until its init is heard. name is a word for
+// its log and for errors. A context that ends after Boot means nothing to the
+// machine.
+func (i *Image) Boot(ctx context.Context, name string) (*Rig, error) {
+	program, err := exec.LookPath(qemu.Binary)
+	if err != nil {
+		return nil, hypervisor.Lacksf("%s is not on PATH; install it: apt-get install qemu-system-x86", qemu.Binary)
+	}
+	mine, theirs, err := hypervisor.NewPort(portName)
+	if err != nil {
+		return nil, err
+	}
+	defer theirs.File.Close()
+	r := &Rig{
+		console: filepath.Join(i.dir, name+".console"), port: mine,
+		frames: make(chan frame, 64), done: make(chan struct{}),
+	}
+	r.cmd = exec.Command(program, i.args(name, r.console)...)
+	r.cmd.Env = append(os.Environ(), "TMPDIR="+i.dir)
+	r.cmd.ExtraFiles = []*os.File{theirs.File}
+	r.cmd.Stderr = &r.stderr
+	r.cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Pdeathsig: syscall.SIGKILL}
+	if err := r.start(); err != nil {
+		mine.Close()
+		return nil, fmt.Errorf("boot %s: %w", name, err)
+	}
+	go r.listen()
+	f, err := r.next(ctx, "its init")
+	if err == nil && f.kind != frameReady {
+		err = fmt.Errorf("its init began with %q", f.kind)
+	}
+	if err != nil {
+		r.kill()
+		return nil, fmt.Errorf("boot %s: %w", name, err)
+	}
+	return r, nil
+}
+
+// args is the machine. Devices on PCI: it is what all kernels, and Xen, find.
+func (i *Image) args(name, console string) []string {
+	m := i.machine
+	cpu := m.CPU
+	if cpu == "" {
+		cpu = "max"
+	}
+	linux := "quiet panic=-1 mitigations=off " + m.Cmdline
+	args := []string{
+		"-name", name, "-M", "q35", "-accel", "tcg,thread=multi", "-cpu", cpu,
+		"-smp", strconv.Itoa(m.CPUs), "-m", strconv.FormatInt(m.Memory>>20, 10),
+		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
+		"-serial", "file:" + console,
+		"-device", "virtio-rng-pci",
+		"-drive", "if=none,id=root,format=raw,snapshot=on,cache=unsafe,file=" + i.image.Root,
+		"-device", "virtio-blk-pci,drive=root",
+		"-device", "virtio-serial-pci", "-chardev", "socket,id=rig,fd=3",
+		"-device", "virtserialport,chardev=rig,name=" + portName,
+	}
+	if u := m.Under; u != nil {
+		kernel := u.Linux
+		if kernel == "" {
+			kernel = i.image.Kernel
+		}
+		return append(args, "-kernel", u.Image, "-append", u.Cmdline,
+			// QEMU separates modules by commas, and doubles those that are none.
+			"-initrd", strings.ReplaceAll(kernel+" console="+u.Console+" "+linux, ",", ",,")+","+strings.ReplaceAll(i.image.Initramfs, ",", ",,"))
+	}
+	return append(args, "-kernel", i.image.Kernel, "-initrd", i.image.Initramfs, "-append", "console=ttyS0 "+linux+qemu.ClockArguments())
+}
+
+// start starts QEMU on a thread that lives as long as it does: the kernel kills
+// it when that thread ends.
+func (r *Rig) start() error {
+	started := make(chan error)
+	go func() {
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
+		err := r.cmd.Start()
+		started <- err
+		if err == nil {
+			r.cmd.Wait()
+			close(r.done)
+		}
+	}()
+	return <-started
+}
+
+// listen takes frames off the port until that ends.
+func (r *Rig) listen() {
+	defer close(r.frames)
+	for {
+		kind, content, err := readFrame(r.port)
+		if err != nil {
+			return
+		}
+		select {
+		case r.frames <- frame{kind, content}:
+		case <-r.done:
+			return
+		}
+	}
+}
+
+// next waits for a frame; what is who it is waited for, for errors.
+func (r *Rig) next(ctx context.Context, what string) (frame, error) {
+	select {
+	case f, ok := <-r.frames:
+		if !ok {
+			return frame{}, r.explain(fmt.Errorf("the machine ended while it waited for %s", what))
+		}
+		return f, nil
+	case <-ctx.Done():
+		return frame{}, r.explain(fmt.Errorf("wait for %s: %w", what, context.Cause(ctx)))
+	}
+}
+
+// explain adds what QEMU and the machine's console said last.
+func (r *Rig) explain(err error) error {
+	select {
+	case <-r.done:
+		if said := bytes.TrimSpace(r.stderr.Bytes()); len(said) > 0 {
+			err = fmt.Errorf("%w; QEMU says: %s", err, said)
+		}
+	case <-time.After(time.Second): // it runs, and has said nothing
+	}
+	if b, e := os.ReadFile(r.console); e == nil {
+		lines := strings.Split(strings.TrimSpace(string(b)), "\n")
+		err = fmt.Errorf("%w; its console ends with\n%s", err, strings.Join(lines[max(0, len(lines)-20):], "\n"))
+	}
+	return err
+}
+
+// Close turns the machine off, with force where it does not go by itself, and
+// waits until it is gone.
+func (r *Rig) Close() error {
+	var err error
+	r.closing.Do(func() {
+		r.port.SetWriteDeadline(time.Now().Add(offLimit))
+		_, err = io.WriteString(r.port, "{}\n")
+		select {
+		case <-r.done:
+			err = nil
+		case <-time.After(offLimit):
+			err = errors.Join(err, fmt.Errorf("the rig did not turn off in %v", offLimit))
+		}
+		r.kill()
+	})
+	return err
+}
+
+func (r *Rig) kill() {
+	r.cmd.Process.Kill()
+	<-r.done
+	r.port.Close()
+}
+
+// Console is what the machine's kernel has printed.
+func (r *Rig) Console() string {
+	b, err := os.ReadFile(r.console)
+	if err != nil {
+		return err.Error()
+	}
+	return string(b)
+}
