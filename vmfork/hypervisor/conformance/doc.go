@@ -15,5 +15,15 @@
 //  7. In the end no process, descriptor or file is left.
 //
 // Clones get plain copies of the RAM file: how memory comes to a clone is not
-// the driver's matter.
+// the driver's matter. But what a hypervisor makes of a page that comes late, or
+// never, is, and [RunMemory] tests it with memtap, for drivers whose machines map
+// its files:
+//
+//  1. Clones of one file go on from where their parent stood, and cause reads of
+//     the window's size and no others. What they free is reported, and changes
+//     nothing for each other.
+//  2. A page that is on its way does not hinder a kill, and one that comes late
+//     lets the clone go on.
+//  3. A page that cannot be had, and a memtap that is gone, end the machine, with
+//     a reason: it neither hangs nor goes on.
 package conformance

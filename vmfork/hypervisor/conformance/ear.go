@@ -13,6 +13,8 @@ type count struct {
 	who   string
 	n     int
 	whole bool
+
+	obeyed int // letters
 }
 
 // ear hears what a guest counts.
@@ -25,7 +27,7 @@ func listen(channel net.Conn) *ear {
 		for lines := bufio.NewScanner(channel); lines.Scan(); {
 			var c count
 			var state string
-			if _, err := fmt.Sscanf(lines.Text(), "%s %d %s", &c.who, &c.n, &state); err == nil {
+			if _, err := fmt.Sscanf(lines.Text(), "%s %d %s %d", &c.who, &c.n, &state, &c.obeyed); err == nil {
 				c.whole = state == "whole"
 				e.heard <- c
 			}
@@ -46,6 +48,19 @@ func (e *ear) next(t *testing.T, wait time.Duration) count {
 		t.Fatalf("waited %v for the guest to be heard", wait)
 	}
 	return count{}
+}
+
+// obeyed waits until the guest has done what letters said, so many in its life.
+func (e *ear) obeyed(t *testing.T, letters int, wait time.Duration) count {
+	t.Helper()
+	for end := time.Now().Add(wait); ; {
+		if c := e.next(t, wait); c.obeyed >= letters {
+			return c
+		}
+		if time.Now().After(end) {
+			t.Fatalf("waited %v for the guest to do what it was told", wait)
+		}
+	}
 }
 
 // drain returns the last of what has been heard and not been taken, or else c.

@@ -18,6 +18,15 @@ func TestConformance(t *testing.T) {
 	conformance.Run(t, d, conformance.MakeGuest(t))
 }
 
+func TestMemory(t *testing.T) {
+	accel, _ := Probe(t.Context())
+	d, err := Find(t.Context(), accel)
+	if err != nil {
+		t.Fatal(err)
+	}
+	conformance.RunMemory(t, d, conformance.MakeGuest(t))
+}
+
 // A machine that cannot start is an error with QEMU's reason, and no process.
 func TestMachineThatCannotStart(t *testing.T) {
 	d, err := Find(t.Context(), TCG)

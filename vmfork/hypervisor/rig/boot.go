@@ -166,10 +166,22 @@ func (r *Rig) explain(err error) error {
 	case <-time.After(time.Second): // it runs, and has said nothing
 	}
 	if b, e := os.ReadFile(r.console); e == nil {
-		lines := strings.Split(strings.TrimSpace(string(b)), "\n")
-		err = fmt.Errorf("%w; its console ends with\n%s", err, strings.Join(lines[max(0, len(lines)-20):], "\n"))
+		err = fmt.Errorf("%w; its console ends with\n%s", err, lastWords(string(b)))
 	}
 	return err
+}
+
+// lastWords is the end of a console's log, from a panic on if there is one.
+func lastWords(log string) string {
+	lines := strings.Split(strings.TrimSpace(log), "\n")
+	begin := max(0, len(lines)-20)
+	for i, l := range lines {
+		if strings.Contains(l, "Kernel panic") {
+			begin = min(begin, i)
+			break
+		}
+	}
+	return strings.Join(lines[begin:], "\n")
 }
 
 // Close turns the machine off, with force where it does not go by itself, and

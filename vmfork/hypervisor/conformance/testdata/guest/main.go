@@ -1,10 +1,11 @@
 // Command guest is the init of the conformance tests' guest. On its serial port
 // it says who it is and counts, one line every 50 ms:
 //
-//	<a number drawn at boot> <counter> <whether its memory is as it was>
+//	<a number drawn at boot> <counter> <whether its memory is as it was> <letters obeyed>
 //
-// and it ends as the host says by one letter: o for off, r for restart, p for a
-// kernel that panics.
+// and it does what the host says by letters: c looks whether memory is as it was
+// that it has not touched since its boot, f fills some memory and gives it back;
+// and it ends by o for off, r for restart, p for a kernel that panics.
 package main
 
 import (
@@ -13,6 +14,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -52,38 +54,81 @@ func run() error {
 	if err != nil {
 		return err
 	}
-	go func() {
-		letter := make([]byte, 1)
-		port.Read(letter)
-		switch letter[0] {
-		case 'r':
-			unix.Reboot(unix.LINUX_REBOOT_CMD_RESTART)
-		case 'p':
-			os.WriteFile("/proc/sysrq-trigger", []byte("c"), 0)
-		}
-		unix.Reboot(unix.LINUX_REBOOT_CMD_POWER_OFF)
-	}()
 	var me [8]byte
 	rand.Read(me[:])
-	memory := make([]byte, 8<<20)
-	fill := func(check func(i int, want byte)) {
-		for i := 0; i < len(memory); i += 512 {
-			check(i, me[i/512%8]^byte(i>>12))
+	warm, cold := newPattern(me), newPattern(me)
+	var obeyed atomic.Int64
+	var damaged atomic.Bool
+	go func() {
+		for letter := make([]byte, 1); ; obeyed.Add(1) {
+			if _, err := port.Read(letter); err != nil {
+				return
+			}
+			switch letter[0] {
+			case 'c':
+				if !cold.whole() {
+					damaged.Store(true)
+				}
+			case 'f':
+				if err := fillAndFree(); err != nil {
+					damaged.Store(true)
+				}
+			case 'r':
+				unix.Reboot(unix.LINUX_REBOOT_CMD_RESTART)
+			case 'p':
+				os.WriteFile("/proc/sysrq-trigger", []byte("c"), 0)
+			default:
+				unix.Reboot(unix.LINUX_REBOOT_CMD_POWER_OFF)
+			}
 		}
-	}
-	fill(func(i int, want byte) { memory[i] = want })
+	}()
 	for n := 0; ; n++ {
 		state := "whole"
-		fill(func(i int, want byte) {
-			if memory[i] != want {
-				state = "damaged"
-			}
-		})
-		if _, err := fmt.Fprintf(port, "%x %d %s\n", me, n, state); err != nil {
+		if damaged.Load() || !warm.whole() {
+			state = "damaged"
+		}
+		if _, err := fmt.Fprintf(port, "%x %d %s %d\n", me, n, state, obeyed.Load()); err != nil {
 			return err
 		}
 		time.Sleep(50 * time.Millisecond)
 	}
+}
+
+// A pattern is memory with a known content, of which every page has some.
+type pattern struct {
+	seed   [8]byte
+	memory []byte
+}
+
+func newPattern(seed [8]byte) *pattern {
+	p := &pattern{seed, make([]byte, 8<<20)}
+	for i := 0; i < len(p.memory); i += 512 {
+		p.memory[i] = p.at(i)
+	}
+	return p
+}
+
+func (p *pattern) at(i int) byte { return p.seed[i/512%8] ^ byte(i>>12) }
+
+func (p *pattern) whole() bool {
+	for i := 0; i < len(p.memory); i += 512 {
+		if p.memory[i] != p.at(i) {
+			return false
+		}
+	}
+	return true
+}
+
+// fillAndFree writes memory and gives it back to the kernel.
+func fillAndFree() error {
+	mem, err := unix.Mmap(-1, 0, 16<<20, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
+	if err != nil {
+		return err
+	}
+	for i := 0; i < len(mem); i += 4096 {
+		mem[i] = 1
+	}
+	return unix.Munmap(mem)
 }
 
 // openPort waits for the serial port of that name.
