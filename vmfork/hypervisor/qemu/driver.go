@@ -77,11 +77,14 @@ func parseVersion(out string) (string, error) {
 func (d *Driver) Name() string { return "qemu" }
 
 // Version implements [hypervisor.Driver]. A TCG guest's clock is the host's
-// time stamp counter, so its rate is part of what a state depends on.
+// time stamp counter, so its rate is part of what a state depends on; a KVM
+// guest's processor is the host's.
 func (d *Driver) Version() string {
 	v := fmt.Sprintf("QEMU %s microvm %s", d.Release, d.Accel)
 	if d.Accel == TCG {
 		v += fmt.Sprintf(" tsc=%dkHz", tscKHz())
+	} else {
+		v += " cpu=" + kvmProcessor()
 	}
 	return v
 }

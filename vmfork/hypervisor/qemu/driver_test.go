@@ -106,7 +106,7 @@ func TestMachines(t *testing.T) {
 	if v := d.Version(); !strings.HasPrefix(v, "QEMU 7.2.22 microvm tcg tsc=") {
 		t.Errorf("the version is %q", v)
 	}
-	if v := (&Driver{Accel: KVM, Release: "7.2.22"}).Version(); v != "QEMU 7.2.22 microvm kvm" {
+	if v := (&Driver{Accel: KVM, Release: "7.2.22"}).Version(); v != "QEMU 7.2.22 microvm kvm cpu="+kvmProcessor() {
 		t.Errorf("the version is %q", v)
 	}
 }

@@ -3,6 +3,7 @@ package qemu
 import (
 	"context"
 	"fmt"
+	"math"
 	"os"
 	"runtime"
 	"time"
@@ -13,37 +14,45 @@ import (
 	"github.com/mpirun-sf/mpirun-sf/vmfork/hypervisor"
 )
 
-// The probe's loop, and what it may take. Hardware runs a million iterations
-// in under a millisecond; a nested host that emulates instruction by
-// instruction was seen to take 0.65 s. The loop goes in rounds, each twice as
-// long as the one before, so that a slow host is known for slow after a few
-// milliseconds.
+// The probe's loop, and what a step of it may take. Hardware needs some 0.3 ns
+// for one, a hypervisor whose processor is itself translated about 2, and a host
+// that emulates instruction by instruction was seen to take 650. What a step
+// takes is taken from the best of several rounds, each twice as long as the one
+// before: a busy host makes rounds longer, and none shorter, and what entering
+// and leaving the guest costs, which on emulated processors is much, is lost in
+// the longer ones. Whether it is fast is known after a few milliseconds, either
+// way.
 const (
-	probeFirst = 1_000   // iterations of the first round
+	probeFirst = 1_000   // steps of the first round
 	probeLast  = 256_000 // and of the last
-	probeLimit = 5 * time.Millisecond
+	probeStep  = 50 * time.Nanosecond
+
+	probeSure  = 10                    // times as fast or as slow: no need for more rounds
+	probeSlow  = 8_000                 // but a round that is slow proves nothing before this one
+	probeLimit = 50 * time.Millisecond // for all
 )
 
 // Probe says which accelerator to take. KVM counts only when it is fast: a
 // /dev/kvm that opens proves nothing. reason is nil when KVM is usable, and
 // else matches [hypervisor.ErrNotSupported] and says why it is not.
 func Probe(ctx context.Context) (accel Accel, reason error) {
-	took, err := probeKVM(ctx)
+	step, took, err := probeKVM(ctx)
 	if err != nil {
 		return TCG, err
 	}
-	if took > probeLimit {
+	if step > probeStep {
 		return TCG, hypervisor.Lacksf("KVM is not usable here (a probe loop took %.0f ms)", took.Seconds()*1e3)
 	}
 	return KVM, nil
 }
 
 // probeKVM runs a long-mode loop in a throw-away VM with one page-table and
-// returns how long it took; it stops early once over the limit.
-func probeKVM(ctx context.Context) (time.Duration, error) {
+// returns what a step of it takes, and what all took; it stops early once that is
+// known to be fast or slow.
+func probeKVM(ctx context.Context) (step, took time.Duration, err error) {
 	dev, err := os.OpenFile("/dev/kvm", os.O_RDWR, 0)
 	if err != nil {
-		return 0, hypervisor.Lacksf("KVM is not usable here (%v)", err)
+		return 0, 0, hypervisor.Lacksf("KVM is not usable here (%v)", err)
 	}
 	defer dev.Close()
 	runtime.LockOSThread() // a vCPU belongs to a thread
@@ -58,51 +67,51 @@ func probeKVM(ctx context.Context) (time.Duration, error) {
 	}
 	vm, err := ioctl(int(dev.Fd()), kvmCreateVM, 0)
 	if err != nil {
-		return 0, err
+		return 0, 0, err
 	}
 	defer unix.Close(vm)
 	const size = 2 << 20
 	mem, err := unix.Mmap(-1, 0, size, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED|unix.MAP_ANONYMOUS)
 	if err != nil {
-		return 0, fmt.Errorf("map memory for the KVM probe: %w", err)
+		return 0, 0, fmt.Errorf("map memory for the KVM probe: %w", err)
 	}
 	defer unix.Munmap(mem)
 	region := kvmMemoryRegion{Size: size, Address: uint64(uintptr(unsafe.Pointer(&mem[0])))}
 	if _, err := ioctl(vm, kvmSetUserMemoryRegion, uintptr(unsafe.Pointer(&region))); err != nil {
-		return 0, err
+		return 0, 0, err
 	}
 	if _, err := ioctl(vm, kvmSetTSSAddr, 0xfffbd000); err != nil {
-		return 0, err
+		return 0, 0, err
 	}
 	vcpu, err := ioctl(vm, kvmCreateVCPU, 0)
 	if err != nil {
-		return 0, err
+		return 0, 0, err
 	}
 	defer unix.Close(vcpu)
 	runSize, err := ioctl(int(dev.Fd()), kvmGetVCPUMmapSize, 0)
 	if err != nil {
-		return 0, err
+		return 0, 0, err
 	}
 	run, err := unix.Mmap(vcpu, 0, runSize, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
 	if err != nil {
-		return 0, fmt.Errorf("map the KVM probe's vCPU: %w", err)
+		return 0, 0, fmt.Errorf("map the KVM probe's vCPU: %w", err)
 	}
 	defer unix.Munmap(run)
 
 	writeProbeProgram(mem)
 	sregs := make([]byte, kvmSregsSize)
 	if _, err := ioctl(vcpu, kvmGetSregs, uintptr(unsafe.Pointer(&sregs[0]))); err != nil {
-		return 0, err
+		return 0, 0, err
 	}
 	enterLongMode(sregs)
 	if _, err := ioctl(vcpu, kvmSetSregs, uintptr(unsafe.Pointer(&sregs[0]))); err != nil {
-		return 0, err
+		return 0, 0, err
 	}
-	var took time.Duration
+	step = math.MaxInt64
 	for n := probeFirst; n <= probeLast; n *= 2 {
 		regs := kvmRegs{RIP: probeCode, RFlags: 2, RCX: uint64(n)}
 		if _, err := ioctl(vcpu, kvmSetRegs, uintptr(unsafe.Pointer(&regs))); err != nil {
-			return 0, err
+			return 0, 0, err
 		}
 		begin := time.Now()
 		for {
@@ -113,20 +122,23 @@ func probeKVM(ctx context.Context) (time.Duration, error) {
 			// A signal, such as the Go scheduler's, interrupts the run. (The
 			// exit reason may then still be that of the last round.)
 			if errno != unix.EINTR && errno != unix.EAGAIN {
-				return 0, hypervisor.Lacksf("KVM is not usable here (ioctl %#x: %v)", kvmRun, errno)
+				return 0, 0, hypervisor.Lacksf("KVM is not usable here (ioctl %#x: %v)", kvmRun, errno)
 			}
 			if ctx.Err() != nil || time.Since(begin) > time.Second {
-				return 0, hypervisor.Lacksf("KVM is not usable here (a probe loop of %d steps did not end in %v)", n, time.Second)
+				return 0, 0, hypervisor.Lacksf("KVM is not usable here (a probe loop of %d steps did not end in %v)", n, time.Second)
 			}
 		}
 		if reason := *(*uint32)(unsafe.Pointer(&run[kvmRunExitReason])); reason != kvmExitHLT {
-			return 0, hypervisor.Lacksf("KVM is not usable here (the probe ended with exit reason %d)", reason)
+			return 0, 0, hypervisor.Lacksf("KVM is not usable here (the probe ended with exit reason %d)", reason)
 		}
-		if took += time.Since(begin); took > probeLimit {
+		round := time.Since(begin)
+		step = min(step, round/time.Duration(n))
+		took += round
+		if step <= probeStep/probeSure || step > probeStep*probeSure && n >= probeSlow || took > probeLimit {
 			break
 		}
 	}
-	return took, nil
+	return step, took, nil
 }
 
 // Where things lie in the probe's 2 MB, which one huge page maps.

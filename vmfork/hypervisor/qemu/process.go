@@ -36,11 +36,12 @@ type vm struct {
 	stderr  *tailBuffer
 	resumed <-chan struct{} // the first RESUME event: the vCPUs run
 
-	done   chan struct{}
-	mu     sync.Mutex // guards all below
-	killed bool
-	err    error
-	ram    []*os.File // /proc/PID/mem, closed when the process is gone
+	done    chan struct{}
+	mu      sync.Mutex // guards all below
+	killed  bool
+	stopped bool // by Suspend
+	err     error
+	ram     []*os.File // /proc/PID/mem, closed when the process is gone
 }
 
 var _ hypervisor.VM = (*vm)(nil)
@@ -75,6 +76,14 @@ func start(ctx context.Context, binary string, cfg hypervisor.Config, args []str
 		return nil, v.explain(fmt.Errorf("start QEMU for %s: %w", cfg.Name, err))
 	}
 	v.resumed = v.monitor.Event("RESUME")
+	v.monitor.Watch("STOP", func() {
+		v.mu.Lock()
+		ours := v.stopped
+		v.mu.Unlock()
+		if !ours {
+			go v.diagnose()
+		}
+	})
 	return v, nil
 }
 
@@ -99,6 +108,33 @@ func (v *vm) wait() {
 	close(v.done)
 }
 
+// diagnoseLimit is how long QEMU may take to say why a machine has stopped.
+const diagnoseLimit = 5 * time.Second
+
+// diagnose ends a machine that stopped and that nobody had told to. QEMU stops
+// what it cannot go on with, and keeps it for somebody to look at: under KVM, a
+// guest whose memory cannot be read (where TCG dies of SIGBUS).
+func (v *vm) diagnose() {
+	ctx, cancel := context.WithTimeout(context.Background(), diagnoseLimit)
+	defer cancel()
+	status, err := v.status(ctx)
+	if err != nil {
+		status = err.Error()
+	}
+	reason := fmt.Errorf("%s: QEMU stopped it: %s", v.cfg.Name, status)
+	if said := v.stderr.line("error: ", "KVM internal error"); said != "" {
+		reason = fmt.Errorf("%w (QEMU says: %s)", reason, said)
+	}
+	v.end(reason)
+}
+
+// status is what QEMU calls the machine's state.
+func (v *vm) status(ctx context.Context) (string, error) {
+	var is struct{ Status string }
+	err := v.monitor.Do(ctx, "query-status", nil, &is)
+	return is.Status, err
+}
+
 // explain adds what QEMU wrote on its standard error.
 func (v *vm) explain(err error) error {
 	if said := v.stderr.last(); said != "" {
@@ -111,8 +147,18 @@ func (v *vm) explain(err error) error {
 func (v *vm) Suspend(ctx context.Context) ([]byte, error) {
 	path := filepath.Join(v.cfg.Dir, v.cfg.Name+".state")
 	defer os.Remove(path)
+	v.mu.Lock()
+	v.stopped = true
+	v.mu.Unlock()
 	if err := v.monitor.Do(ctx, "stop", nil, nil); err != nil {
 		return nil, fmt.Errorf("suspend %s: %w", v.cfg.Name, err)
+	}
+	// One that had stopped by itself is of no use to anybody.
+	switch status, err := v.status(ctx); {
+	case err != nil:
+		return nil, fmt.Errorf("suspend %s: %w", v.cfg.Name, err)
+	case status != "paused":
+		return nil, fmt.Errorf("suspend %s: QEMU had stopped it: %s", v.cfg.Name, status)
 	}
 	if err := v.monitor.Do(ctx, "xen-save-devices-state", map[string]any{"filename": path}, nil); err != nil {
 		return nil, fmt.Errorf("suspend %s: %w", v.cfg.Name, err)
@@ -131,6 +177,9 @@ func (v *vm) Suspend(ctx context.Context) ([]byte, error) {
 
 // Resume implements [hypervisor.VM].
 func (v *vm) Resume(ctx context.Context) error {
+	v.mu.Lock()
+	v.stopped = false
+	v.mu.Unlock()
 	err := v.cmd.Process.Signal(unix.SIGCONT)
 	if err == nil {
 		err = v.monitor.Do(ctx, "cont", nil, nil)
@@ -261,6 +310,20 @@ func (t *tailBuffer) Write(p []byte) (int, error) {
 		t.buf = t.buf[over:]
 	}
 	return len(p), nil
+}
+
+// line is the last line that begins with one of the words.
+func (t *tailBuffer) line(words ...string) (found string) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for l := range strings.Lines(string(t.buf)) {
+		for _, w := range words {
+			if strings.HasPrefix(l, w) {
+				found = strings.TrimSpace(l)
+			}
+		}
+	}
+	return found
 }
 
 // last is the last line that is not empty.

@@ -42,6 +42,7 @@ type Client struct {
 	mu      sync.Mutex // guards all below
 	answer  chan message
 	events  map[string]chan struct{}
+	watched map[string]func()
 	err     error
 	closed  chan struct{}
 	Version string // QEMU's version, from the greeting: "7.2.22"
@@ -76,7 +77,7 @@ func parse(line []byte) (message, error) {
 
 // New waits for QEMU's greeting on conn and leaves negotiation mode.
 func New(ctx context.Context, conn *net.UnixConn) (*Client, error) {
-	c := &Client{conn: conn, events: map[string]chan struct{}{}, closed: make(chan struct{}), answer: make(chan message, 1)}
+	c := &Client{conn: conn, events: map[string]chan struct{}{}, watched: map[string]func(){}, closed: make(chan struct{}), answer: make(chan message, 1)}
 	go c.read()
 	select {
 	case m := <-c.answer:
@@ -108,6 +109,9 @@ func (c *Client) read() {
 				close(ch)
 				delete(c.events, m.Event)
 			}
+			if f := c.watched[m.Event]; f != nil {
+				f()
+			}
 		} else {
 			select {
 			case c.answer <- m:
@@ -138,6 +142,14 @@ func (c *Client) Event(name string) <-chan struct{} {
 		c.events[name] = ch
 	}
 	return ch
+}
+
+// Watch has f called at every event of that name from now on, in order with the
+// answers to commands. It must not wait, nor call the client.
+func (c *Client) Watch(name string, f func()) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.watched[name] = f
 }
 
 // Do runs a command and decodes what it returns into result, which may be nil.
