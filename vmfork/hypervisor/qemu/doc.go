@@ -33,6 +33,16 @@
 //  4. Restore: the state goes through a pipe whose reading end QEMU got with
 //     getfd; the vCPUs run as soon as it is loaded.
 //
+// # What KVM does otherwise
+//
+//   - A page that cannot be had: under TCG it is QEMU's own thread that touches RAM,
+//     and QEMU dies of SIGBUS. KVM's KVM_RUN fails instead, and QEMU stops the
+//     machine and keeps it (internal-error). The driver ends it then, as it ends
+//     whatever QEMU has stopped by itself ([hypervisor.VM] knows no such state).
+//   - The processor is the host's (cpuid.go), and a state is of use where guests
+//     find the same.
+//   - A /dev/kvm that opens proves nothing; how fast a guest runs does (probe.go).
+//
 // QEMU's monitor and the guest agent's port are socket pairs, made before the
 // process: nothing to connect to, nothing to authenticate, no file to leave.
 package qemu
