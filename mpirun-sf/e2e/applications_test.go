@@ -3,6 +3,8 @@ package e2e
 import (
 	"compress/gzip"
 	"context"
+	"crypto/sha256"
+	"fmt"
 	"io"
 	"os"
 	"os/exec"
@@ -18,6 +20,9 @@ import (
 // is booted first.
 const applicationLimit = 5 * time.Minute
 
+// mrBayesLimit is for building MrBayes, the first time.
+const mrBayesLimit = 20 * time.Minute
+
 // An application is one that no one here wrote. docs/applications.md has the
 // command lines.
 type application struct {
@@ -27,9 +32,10 @@ type application struct {
 	openMPI  bool     // its family, else MPICH
 	prepare  func(t *testing.T, dir string)
 	argv     []string
-	output   string         // a file that it writes instead of standard output
+	output   string         // files that it writes instead of standard output (a pattern)
 	numbers  *regexp.Regexp // what has to be the same, in each line that matches
 	atLeast  int            // so many lines
+	picture  string         // a file that it writes, and that has to be the same to the byte
 }
 
 // keep writes an input file of an application.
@@ -74,14 +80,17 @@ var applications = []application{
 		argv: []string{"pw.x", "-in", "h2.in"}, numbers: regexp.MustCompile(`^! +total energy += +-[0-9]+\.[0-9]{5}`), atLeast: 1,
 	},
 	{
+		// Its ranks share the bootstraps.
 		name: "PhyML", packages: []string{"phyml"}, openMPI: true,
-		prepare: keep("aln.phy", " 4 40\n"+
-			"a         ACGTTGCAACGGTTAACCGATCGATTACGGATCCATTAGC\n"+
-			"b         ACGTTGCAACGCTTAACCGATCTATTACGGATGCATTAGC\n"+
-			"c         ACCTTGGAACGGTAAACCGTTCGATTACCGATCCTTTAGC\n"+
-			"d         ACCTTGGAACGGTAAACGGTTCGAATACCGATCCTTTACC\n"),
+		prepare: keep("aln.phy", " 6 60\n"+
+			"a         ACGTTGCAACGGTTAACCGATCGATTACGGATCCATTAGCGGATCCTTAGCAACGTTGCA\n"+
+			"b         ACGTTGCAACGCTTAACCGATCTATTACGGATGCATTAGCGGATCCTTAGCTACGTTGCA\n"+
+			"c         ACCTTGGAACGGTAAACCGTTCGATTACCGATCCTTTAGCGGTTCCATAGCAACCTTGGA\n"+
+			"d         ACCTTGGAACGGTAAACGGTTCGAATACCGATCCTTTACCGGTTCCATAGGAACCTTGGA\n"+
+			"e         TCCTAGGAACGCTAAATGGTACGAATTCCGTTCCTTGACCGCTTCGATAGGAATCTTGGT\n"+
+			"f         TCCTAGCAACGCTTAATGGTACCAATTCCGTTGCTTGACAGCTTCGATTGGAATCTAGGT\n"),
 		argv:   []string{"phyml-mpi", "-i", "aln.phy", "-b", "4", "--r_seed", "7", "--no_memory_check", "--quiet"},
-		output: "aln.phy_phyml_stats.txt", numbers: regexp.MustCompile(`^\. .*og-likelihood.*`), atLeast: 2,
+		output: "aln.phy_phyml_*.txt", numbers: regexp.MustCompile(`^(\. .*og-likelihood.*| +#[0-9].*|\(.*;)$`), atLeast: 12,
 	},
 	{
 		name: "HPCC", packages: []string{"hpcc"}, openMPI: true,
@@ -97,6 +106,66 @@ var applications = []application{
 		argv: []string{"hpcc"}, output: "hpccoutf.txt",
 		numbers: regexp.MustCompile(`^(Success|HPL_N|HPL_nprow|HPL_npcol|PTRANS_n|MPIRandomAccess_N|MPIFFT_N|CommWorldProcs)=.*`), atLeast: 6,
 	},
+	{
+		// Of four chains each rank has two, and they are swapped between ranks. Parameters and trees are the same to the last
+		// digit; what else is in the files tells when they were made.
+		name: "MrBayes of Debian's source",
+		prepare: func(t *testing.T, dir string) {
+			build := mrBayes(t)
+			tool(t, "cp", filepath.Join(build, "build/src/mb"), dir)
+			examples, err := filepath.Glob(filepath.Join(build, "mrbayes-*/examples/primates.nex"))
+			if err != nil || len(examples) != 1 {
+				t.Fatalf("examples of MrBayes in %s: %v, %v", build, examples, err)
+			}
+			tool(t, "cp", examples[0], dir)
+			write(t, filepath.Join(dir, "run.nex"), "#NEXUS\nbegin mrbayes;\n set autoclose=yes nowarn=yes seed=7 swapseed=11;\n execute primates.nex;\n"+
+				" lset nst=6 rates=gamma;\n mcmc ngen=1000 nruns=1 nchains=4 samplefreq=50 printfreq=200 diagnfreq=500 file=primates;\nend;\n")
+		},
+		argv: []string{"./mb", "run.nex"}, output: "primates.[pt]",
+		numbers: regexp.MustCompile(`^([0-9]+\t.*|.*tree gen\.[0-9]+ = .*)`), atLeast: 2 * 21,
+	},
+	{
+		name: "Tachyon of MPICH", packages: []string{"libtachyon-mpich-0-dev"},
+		prepare: renderer("mpicc.mpich", "-ltachyon-mpich"),
+		argv:    []string{"./render", "out.ppm"}, numbers: regexp.MustCompile(`^rank . of 2`), atLeast: 2, picture: "out.ppm",
+	},
+	{
+		name: "Tachyon of Open MPI", packages: []string{"libtachyon-openmpi-0-dev"}, openMPI: true,
+		prepare: renderer("mpicc.openmpi", "-ltachyon-openmpi"),
+		argv:    []string{"./render", "out.ppm"}, numbers: regexp.MustCompile(`^rank . of 2`), atLeast: 2, picture: "out.ppm",
+	},
+}
+
+// renderer links our picture with Tachyon's library of one MPI.
+func renderer(compiler, library string) func(*testing.T, string) {
+	return func(t *testing.T, dir string) {
+		tool(t, "cp", compile(t, compiler, "testdata/tachyon.c", library), filepath.Join(dir, "render"))
+	}
+}
+
+// mrBayes is the folder of a build of MrBayes in the user's cache. The first time it is built there, as the user.
+func mrBayes(t *testing.T) string {
+	t.Helper()
+	dir := t.TempDir()
+	if err := os.Chmod(dir, 0o777); err != nil { // the user's compiler writes there
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), mrBayesLimit)
+	defer cancel()
+	builder := filepath.Join(dir, "mrbayes")
+	asTheUser := func(argv ...string) string {
+		cmd := exec.CommandContext(ctx, argv[0], argv[1:]...)
+		var said strings.Builder
+		cmd.Dir, cmd.Stderr = "../..", &said
+		asUser(cmd)
+		out, err := cmd.Output()
+		if err != nil {
+			t.Fatalf("%v: %v\n%s", argv, err, &said)
+		}
+		return strings.TrimSpace(string(out))
+	}
+	asTheUser("go", "build", "-o", builder, "./benchmarks/mrbayes")
+	return asTheUser(builder)
 }
 
 // gunzip unpacks a file.
@@ -135,15 +204,26 @@ func install(t *testing.T, packages []string) {
 	}
 }
 
-// results are the lines that have to be the same.
+// results are the lines that have to be the same, in their order unless ranks print them.
 func (a application) results(t *testing.T, dir, stdout string) []string {
 	t.Helper()
 	if a.output != "" {
-		b, err := os.ReadFile(filepath.Join(dir, a.output))
+		files, err := filepath.Glob(filepath.Join(dir, a.output))
 		if err != nil {
 			t.Fatal(err)
 		}
-		stdout = string(b)
+		said := stdout
+		stdout = ""
+		for _, f := range files {
+			b, err := os.ReadFile(f)
+			if err != nil {
+				t.Fatal(err)
+			}
+			stdout += string(b)
+		}
+		if stdout == "" {
+			t.Fatalf("nothing is in %s:\n%s", a.output, said)
+		}
 	}
 	var out []string
 	for line := range strings.Lines(stdout) {
@@ -153,6 +233,17 @@ func (a application) results(t *testing.T, dir, stdout string) []string {
 	}
 	if len(out) < a.atLeast {
 		t.Fatalf("%d results, want %d:\n%s", len(out), a.atLeast, stdout)
+	}
+	if a.picture != "" {
+		slices.Sort(out)
+		b, err := os.ReadFile(filepath.Join(dir, a.picture))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if colours := len(slices.Compact(slices.Sorted(slices.Values(b)))); colours < 100 {
+			t.Errorf("%s has only %d different bytes in its %d: it is no picture", a.picture, colours, len(b))
+		}
+		out = append(out, fmt.Sprintf("%s of %d bytes, SHA-256 %x", a.picture, len(b), sha256.Sum256(b)))
 	}
 	return out
 }
