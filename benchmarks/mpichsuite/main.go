@@ -130,18 +130,16 @@ func run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := o.runAll(ctx, of, entries, sides, found); err != nil {
-		return err
-	}
+	// A run that is interrupted after an hour has found something, too.
+	err = o.runAll(ctx, of, entries, sides, found)
 	if o.out != "-" {
-		if err := found.save(o.out); err != nil {
-			return err
-		}
+		err = errors.Join(err, found.save(o.out))
 	}
 	if o.doc != "-" {
-		if err := found.document(o.doc, all); err != nil {
-			return err
-		}
+		err = errors.Join(err, found.document(o.doc, all))
+	}
+	if err != nil {
+		return err
 	}
 	return o.verdict(found, sides)
 }
