@@ -170,6 +170,3 @@ func (j *inside) endSpawning(ctx context.Context) error {
 	}
 	return errors.Join(errs...)
 }
-
-// maySpawn tells whether ranks of the job may come to MPI_Comm_spawn.
-func (j *inside) maySpawn() bool { return j.instead == nil && j.wire != launch.WireNone }

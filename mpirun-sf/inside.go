@@ -109,7 +109,8 @@ func (j *inside) clone(ctx context.Context) ([]launch.Place, error) {
 		}
 	}
 	begin := time.Now()
-	if own != nil || j.maySpawn() {
+	// Where there are clones anyway it costs nothing that they are made of a checkpoint.
+	if own != nil || j.instead == nil && j.wire != launch.WireNone && slices.ContainsFunc(j.files(), maySpawn) {
 		// From here on this program is in every clone as well, also in those that are
 		// made of this moment later; there Checkpoint does not return.
 		if err := j.fork.Checkpoint(ctx); err != nil {
