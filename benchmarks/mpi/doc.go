@@ -9,8 +9,10 @@
 //
 // # The parts
 //
-//   - hydra: hello with 8 ranks on 4 hosts, without clones, by mpirun-sf --no-clone and by MPICH's own mpiexec over SSH. The hosts are namespaces
-//     on this machine (vmfork/testcluster), started from a fifth. MPICH is a build for ch3:nemesis (benchmarks/mpich), for Debian's own can wait
+//   - hydra: hello with 8 ranks on 4 hosts, without clones, by mpirun-sf --no-clone and by MPICH's own mpiexec over SSH. The hosts are virtual
+//     machines that have been there before, idle and warm: clones of a fifth, in which both launchers run, and from which they log in
+//     to OpenSSH's server there. Figures that end with _on_hosts are the same on namespaces of this machine (vmfork/testcluster): without KVM a
+//     virtual machine's time is not a processor's. MPICH is a build for ch3:nemesis (benchmarks/mpich), for Debian's own can wait
 //     forever in MPI_Finalize across hosts, under hydra too.
 //   - pmix: hello of Open MPI on clones, without orted (--via pmix) and by orterun with its orted (--via orted).
 //   - netpipe: NetPIPE between two fresh clones by mpirun-sf, and the same between two machines that have been there

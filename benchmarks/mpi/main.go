@@ -51,6 +51,13 @@ func (b *bench) parts() figures.Parts {
 }
 
 func main() {
+	if len(os.Args) == 3 && os.Args[1] == warmArgument {
+		if err := runWarm(context.Background(), os.Args[2]); err != nil {
+			fmt.Fprintln(os.Stderr, "bench-mpi: in the virtual machine:", err)
+			os.Exit(1)
+		}
+		return
+	}
 	b := &bench{Stage: stage.New("mpi")}
 	b.KeepCache()
 	flag.StringVar(&b.sources, "sources", "examples", "folder with the examples' sources, to compile them for Open MPI")
