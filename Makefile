@@ -22,6 +22,8 @@ PRELOADS := $(patsubst %.c,%.so,$(wildcard vmfork/guest/preload/*.c))
 # The PMIx helper for Open MPI, where libpmix's headers are.
 PMIX     := $(firstword $(wildcard /usr/include/pmix_server.h /usr/local/include/pmix_server.h /usr/lib/*/pmix2/include/pmix_server.h))
 PRELOADS += $(if $(PMIX),pmi/pmix/helper/sfpmix)
+# The small agent of ranks without clones.
+PRELOADS += mpirun-sf/ranks/sf-ranks
 EXAMPLES := $(patsubst examples/%.c,bin/examples/%,$(wildcard examples/*.c examples/fork/*.c))
 
 # Tests of the whole product run the program as a user does, so the detector would see
@@ -46,6 +48,12 @@ vmfork/guest/preload/%.so: vmfork/guest/preload/%.c
 
 pmi/pmix/helper/sfpmix: $(wildcard pmi/pmix/helper/*.[ch])
 	$(CC) $(CFLAGS) -fvisibility=hidden -D_GNU_SOURCE -I$(dir $(PMIX)) -o $@ $(filter %.c,$^) -lpmix -lpthread
+
+# What it is made of is go's to know. Without a version in it, hosts that have it
+# need no other one when something else has changed.
+.PHONY: mpirun-sf/ranks/sf-ranks
+mpirun-sf/ranks/sf-ranks: check-go
+	@$(GO) build -trimpath -buildvcs=false -ldflags "-s -w" -o $@ ./mpirun-sf/ranks
 
 examples: $(EXAMPLES)
 

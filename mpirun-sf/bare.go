@@ -4,13 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"slices"
 	"strings"
 	"sync"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/mpirun-sf/mpirun-sf/mpich-shim"
 	"github.com/mpirun-sf/mpirun-sf/mpirun-sf/launch"
@@ -31,6 +28,7 @@ type bare struct {
 	here      []*ranksHere
 	processes []allocator.Process
 	manager   allocator.Allocation // of other hosts; nil without
+	usesUCX   func() bool          // waits for the answer
 
 	places []launch.Place // of nodes that have ranks
 	used   []mpichshim.Host
@@ -105,6 +103,11 @@ func (j *bare) open(ctx context.Context) (err error) {
 		}
 	}
 	j.ranks = mpichshim.Layout(j.nodes, np)
+	// Found out while hosts are reached.
+	j.usesUCX = sync.OnceValue(func() bool {
+		return slices.ContainsFunc(j.files(), func(path string) bool { return guest.UsesUCX(path, os.Getenv("LD_LIBRARY_PATH")) })
+	})
+	go j.usesUCX()
 	return j.startAgents(ctx, isHere)
 }
 
@@ -130,14 +133,18 @@ func (j *bare) find(ctx context.Context) ([]mpichshim.Host, error) {
 
 // startAgents starts those of all nodes at once.
 func (j *bare) startAgents(ctx context.Context, isHere func(string) bool) error {
+	program, err := ranksProgram()
+	if err != nil {
+		return err
+	}
+	defer program.Close()
 	j.here, j.processes = make([]*ranksHere, len(j.nodes)), make([]allocator.Process, len(j.nodes))
 	var others []int
 	for i, n := range j.nodes {
 		switch {
 		case len(j.ranks[i]) == 0:
 		case isHere(n.Name):
-			var err error
-			if j.here[i], err = startRanksHere(); err != nil {
+			if j.here[i], err = startRanksHere(program); err != nil {
 				return err
 			}
 		default:
@@ -150,10 +157,6 @@ func (j *bare) startAgents(ctx context.Context, isHere func(string) bool) error 
 	if j.manager == nil {
 		return fmt.Errorf("%s is not this machine, and nothing says how to reach it", j.nodes[others[0]].Name)
 	}
-	self, err := os.Executable()
-	if err != nil {
-		return fmt.Errorf("find this program's file: %w", err)
-	}
 	hosts := make([]allocator.Host, len(others))
 	for k, i := range others {
 		for _, h := range j.manager.Hosts() {
@@ -162,7 +165,7 @@ func (j *bare) startAgents(ctx context.Context, isHere func(string) bool) error 
 			}
 		}
 	}
-	started, err := allocator.StartAll(ctx, j.manager, hosts, self, func(allocator.Host) []string { return []string{"ranks", "--stdio"} }, nil)
+	started, err := allocator.StartAll(ctx, j.manager, hosts, program.Name(), func(allocator.Host) []string { return []string{"ranks", "--stdio"} }, nil)
 	if err != nil {
 		return err
 	}
@@ -199,10 +202,7 @@ func (j *bare) clone(context.Context) ([]launch.Place, error) {
 		j.places, j.used = append(j.places, p), append(j.used, n)
 	}
 	// Within one node MPICH does not hang in MPI_Finalize.
-	j.ucx = len(j.places) > 1 && slices.ContainsFunc(j.files(), func(path string) bool {
-		files, err := guest.Closure(path, os.Getenv("LD_LIBRARY_PATH"))
-		return err == nil && files.UCX
-	})
+	j.ucx = len(j.places) > 1 && j.usesUCX()
 	return j.places, nil
 }
 
@@ -286,43 +286,4 @@ func (j *bare) close() error {
 	}
 	wait.Wait()
 	return nil
-}
-
-// stdio is a stream of what a program has for input and output.
-type stdio struct{ in, out *os.File }
-
-func (s stdio) Read(p []byte) (int, error)  { return s.in.Read(p) }
-func (s stdio) Write(p []byte) (int, error) { return s.out.Write(p) }
-func (s stdio) Close() error                { return errors.Join(s.in.Close(), s.out.Close()) }
-
-// takeStdio makes a channel of standard input and output, for which the null device
-// takes their places: nothing else may write there.
-func takeStdio() (io.ReadWriteCloser, error) {
-	var files [2]*os.File
-	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
-	if err != nil {
-		return nil, err
-	}
-	defer null.Close()
-	for fd := range files {
-		if files[fd], err = moveDescriptor(fd, int(null.Fd())); err != nil {
-			return nil, fmt.Errorf("take standard input and output: %w", err)
-		}
-	}
-	return stdio{files[0], files[1]}, nil
-}
-
-// moveDescriptor moves a descriptor out of the way and puts another in its place.
-func moveDescriptor(fd, other int) (*os.File, error) {
-	moved, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 3)
-	if err != nil {
-		return nil, err
-	}
-	if err := unix.Dup3(other, fd, 0); err != nil {
-		unix.Close(moved)
-		return nil, err
-	}
-	// A pipe or socket that can be waited for does not hold a thread up.
-	unix.SetNonblock(moved, true)
-	return os.NewFile(uintptr(moved), "launcher"), nil
 }

@@ -131,8 +131,12 @@ func (j *inside) clone(ctx context.Context) ([]launch.Place, error) {
 	}
 	var here *agent.Session
 	if j.slots > 0 {
-		var err error
-		if j.ranks, err = startRanksHere(); err != nil {
+		program, err := ranksProgram()
+		if err == nil {
+			j.ranks, err = startRanksHere(program)
+			program.Close()
+		}
+		if err != nil {
 			return nil, err
 		}
 		here = j.ranks.session

@@ -129,7 +129,7 @@ func commandsApp() *cli.App {
 			}
 			return sfld.Main(c.Context)
 		}},
-		{Name: "ranks", Hidden: true, Flags: []cli.Flag{&cli.BoolFlag{Name: "stdio"}}, Action: func(c *cli.Context) error { return ranksMain(c.Bool("stdio")) }},
+		{Name: "ranks", Hidden: true, Flags: []cli.Flag{&cli.BoolFlag{Name: "stdio"}}, Action: func(c *cli.Context) error { return agent.ServeRanks(c.Bool("stdio")) }},
 		{Name: "share", Hidden: true, Action: func(c *cli.Context) error {
 			err := share.Main(c.Context, os.Stdin, os.Stdout, zerolog.Nop())
 			if errors.Is(err, share.ErrReported) {

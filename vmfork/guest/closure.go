@@ -75,11 +75,32 @@ func Closure(binary, libraryPath string) (*Files, error) {
 			files.Kind = KindDynamic
 		}
 	}
-	// Open MPI has UCX among its plugins, and does not wait in read(PMI_FD).
-	files.UCX = set.has("libucp.so") && files.Kind != KindOpenMPI
+	files.UCX = set.ucx(o)
 	files.LeftOut = set.leftOut
 	files.Files = t.files()
 	return files, nil
+}
+
+// UsesUCX is [Files.UCX] of a program. Plugins are not looked for, and nothing is
+// said of what is missing: so it takes a fraction of Closure's time.
+func UsesUCX(binary, libraryPath string) bool {
+	program, err := filepath.Abs(binary)
+	if err != nil {
+		return false
+	}
+	o, err := readProgram(program)
+	if err != nil || o == nil || o.interp == "" {
+		return false
+	}
+	set := newLinker(libraryPath).set()
+	set.resolve(o)
+	return set.ucx(o)
+}
+
+// ucx tells whether a program of MPICH is linked with UCX. Open MPI has it among its
+// plugins, and does not wait in read(PMI_FD).
+func (s *linkSet) ucx(o *object) bool {
+	return s.has("libucp.so") && mpiKind(slices.Concat(o.needed, s.names())) != KindOpenMPI
 }
 
 // addProgram puts a program and its closure into t.

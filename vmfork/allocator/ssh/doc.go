@@ -13,8 +13,8 @@
 //     that fit the known keys are asked for first. Then the user's keys are tried,
 //     the agent's first (keys.go). There are no passwords.
 //  4. The far login shell runs a small script for sh (install.go). It looks
-//     whether the program is there already, by the hash of its content; if not,
-//     it says so and takes it from its standard input. Then it becomes the
+//     whether the program is there already, by its name ([allocator.NameOf]); if not,
+//     it says so and takes it from its standard input, and checks its hash. Then it becomes the
 //     program, as root, in the same session: so starting a program that is there
 //     costs one round trip.
 //  5. The session is the Process (process.go). Questions without an answer tell

@@ -5,7 +5,6 @@ import (
 	"context"
 	"crypto/rand"
 	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -16,6 +15,8 @@ import (
 	"time"
 
 	"golang.org/x/crypto/ssh"
+
+	"github.com/mpirun-sf/mpirun-sf/vmfork/allocator"
 )
 
 const (
@@ -26,40 +27,46 @@ const (
 )
 
 // script runs on the host, by sh. Its arguments are a mark that begins what it
-// says, the hash and the size of the program, as whom it runs, and the program's
+// says, the name and the size of the program, as whom it runs, and the program's
 // arguments. It
 // is one line without exclamation marks, so that any login shell, csh and fish
 // too, leaves it as it is between single quotes. In the order of its parts:
 //
+//   - become the program at once, if it is in the user's cache and needs no root:
+//     then no other program is started before it, each of which would take longer
+//     than all the rest of the script;
 //   - how to become root, if it runs as that;
 //   - where the program is: in the user's cache, or if it cannot be run from
 //     there (not writable, mounted noexec, or root may not read it, as on NFS),
 //     in a folder of the user's in /tmp that nobody else could have made;
 //   - if it is not there: take it, under a name that no other host or process
-//     uses, check it, rename it, and remove all but the three newest;
+//     uses, and its hash after it, check it, rename it, and remove all but the three
+//     that came or were used last;
 //   - become the program.
-const script = `mark=$1; hash=$2; size=$3; whom=$4; shift 4; umask 022; cd /; me=$(id -u); as=; ` +
+const script = `mark=$1; name=$2; size=$3; whom=$4; shift 4; umask 022; cd /; dir=${HOME:-/nonexistent}/.cache/mpirun-sf/bin/$name; ` +
+	`if [ "$whom" = user ] && [ -x "$dir/mpirun-sf" ]; then true 2>/dev/null >"$dir/.used"; echo "$mark run $$"; exec "$dir/mpirun-sf" "$@"; fi; ` +
+	`me=$(id -u); as=; ` +
 	`if [ "$me" -ne 0 ] && [ "$whom" = root ]; then as="sudo -n"; sudo -n true || { echo "$mark sudo $(id -un)"; exit 1; }; fi; ` +
 	`runs() { if [ -n "$as" ]; then $as test -x "$1"; else test -x "$1"; fi; }; ` +
 	`mine() { if [ -L "$1" ]; then return 1; fi; [ -d "$1" ] && [ -O "$1" ]; }; ` +
 	`found=; room=; ` +
 	`for base in "${HOME:-/nonexistent}/.cache/mpirun-sf" "/tmp/mpirun-sf-$me"; do ` +
 	`case $base in "/tmp/mpirun-sf-$me") mkdir -m 755 "$base" 2>/dev/null; mine "$base" || continue;; *) [ -d "${HOME:-/nonexistent}" ] || continue;; esac; ` +
-	`bin=$base/bin/$hash/mpirun-sf; ` +
-	`if runs "$bin"; then found=$bin; touch -c "$base/bin/$hash" 2>/dev/null; break; fi; ` +
-	`mkdir -p "$base/bin/$hash" 2>/dev/null || continue; ` +
-	`try=$base/bin/$hash/.try.$(uname -n).$$; ` +
-	`if : 2>/dev/null >"$try" && chmod 755 "$try" && runs "$try"; then rm -f "$try"; room=$base; break; fi; rm -f "$try"; rmdir "$base/bin/$hash" 2>/dev/null; ` +
+	`dir=$base/bin/$name; ` +
+	`if runs "$dir/mpirun-sf"; then found=$dir/mpirun-sf; touch -c "$dir" 2>/dev/null; break; fi; ` +
+	`mkdir -p "$dir" 2>/dev/null || continue; ` +
+	`try=$dir/.try.$(uname -n).$$; ` +
+	`if true 2>/dev/null >"$try" && chmod 755 "$try" && runs "$try"; then rm -f "$try"; room=$base; break; fi; rm -f "$try"; rmdir "$dir" 2>/dev/null; ` +
 	`done; ` +
 	`if [ -z "$found" ]; then ` +
 	`if [ -z "$room" ]; then echo "$mark room $HOME/.cache/mpirun-sf /tmp/mpirun-sf-$me"; exit 1; fi; ` +
-	`dir=$room/bin/$hash; found=$dir/mpirun-sf; new=$dir/.new.$(uname -n).$$; trap "rm -f \"$new\"" EXIT HUP INT TERM PIPE; ` +
+	`dir=$room/bin/$name; found=$dir/mpirun-sf; new=$dir/.new.$(uname -n).$$; trap "rm -f \"$new\"" EXIT HUP INT TERM PIPE; ` +
 	`echo "$mark want"; ` +
 	`head -c "$size" >"$new" || { echo "$mark full $dir"; exit 1; }; ` +
 	`[ "$(wc -c <"$new")" -eq "$size" ] || { echo "$mark short $dir"; exit 1; }; ` +
-	`if command -v sha256sum >/dev/null; then sum=$(sha256sum <"$new"); case $sum in "$hash"*) ;; *) echo "$mark differs $dir"; exit 1;; esac; fi; ` +
+	`IFS= read -r hash; if command -v sha256sum >/dev/null; then sum=$(sha256sum <"$new"); case $sum in "$hash "*) ;; *) echo "$mark differs $dir"; exit 1;; esac; fi; ` +
 	`chmod 755 "$new" && mv -f "$new" "$found" || { echo "$mark full $dir"; exit 1; }; ` +
-	`touch -c "$dir"; ls -1t "$room/bin" | tail -n +4 | while read -r old; do case $old in ????????????????????????????????) rm -rf "$room/bin/$old";; esac; done; ` +
+	`for old in "$room"/bin/*; do if [ "$old/.used" -nt "$old" ]; then touch -c -r "$old/.used" "$old"; fi; done; touch -c "$dir"; ls -1t "$room/bin" | tail -n +4 | while read -r old; do case $old in ????????????????????????????????) rm -rf "$room/bin/$old";; esac; done; ` +
 	`trap - EXIT HUP INT TERM PIPE; ` +
 	`fi; ` +
 	`echo "$mark run $$"; exec $as "$found" "$@"`
@@ -68,17 +75,14 @@ const script = `mark=$1; hash=$2; size=$3; whom=$4; shift 4; umask 022; cd /; me
 // first: sudo does not take what it started with it.
 const stopper = `down() { for c in $(cat /proc/$1/task/$1/children 2>/dev/null); do down $c; done; kill -KILL $1 2>/dev/null; }; down `
 
-// hashDigits are enough to tell programs apart; script counts on them.
-const hashDigits = 32
-
 // binary is a program as it is sent to hosts.
 type binary struct {
 	path string
 	size int64
-	hash string // the first digits of its SHA-256
+	name string // allocator.NameOf it; 32 digits, on which script counts
 }
 
-// binaries knows the hash of programs that did not change since.
+// binaries knows the names of programs that did not change since.
 type binaries struct {
 	mu  sync.Mutex
 	all map[string]binary // by path, size and time
@@ -103,11 +107,11 @@ func (b *binaries) open(path string) (binary, error) {
 	if one, ok := b.all[key]; ok {
 		return one, nil
 	}
-	h := sha256.New()
-	if _, err := io.Copy(h, f); err != nil {
+	name, err := allocator.NameOf(f, info.Size())
+	if err != nil {
 		return binary{}, err
 	}
-	one := binary{path, info.Size(), hex.EncodeToString(h.Sum(nil))[:hashDigits]}
+	one := binary{path, info.Size(), name}
 	b.all[key] = one
 	return one, nil
 }
@@ -140,14 +144,18 @@ func (b binary) begin(ctx context.Context, c *connection, session *ssh.Session, 
 		return err
 	}
 	mark := rand.Text()
-	line := append([]string{"exec", "/bin/sh", "-c", script, "sh", mark, b.hash, strconv.FormatInt(b.size, 10), whom}, args...)
+	line := append([]string{"exec", "/bin/sh", "-c", script, "sh", mark, b.name, strconv.FormatInt(b.size, 10), whom}, args...)
 	if err := session.Start("exec " + quoteAll(line[1:]...)); err != nil {
 		return 0, nil, fmt.Errorf("start a shell: %w", explain(err))
 	}
 	out = bufio.NewReader(stdout)
 	sent := false
+	var unsent error // why not all of the program went
 	for {
 		answer, err := readMark(out, mark)
+		if err == io.EOF && unsent != nil {
+			return 0, nil, fmt.Errorf("copy %s to the host: %w", b.path, explain(unsent))
+		}
 		if err == io.EOF && w.over() == nil {
 			err = endOf(session)
 		}
@@ -169,8 +177,9 @@ func (b binary) begin(ctx context.Context, c *connection, session *ssh.Session, 
 				return 0, nil, errors.New("prepare the host: it wants the program twice")
 			}
 			sent = true
-			if err := b.send(in, w); err != nil {
-				return 0, nil, fmt.Errorf("copy %s to the host: %w", b.path, explain(err))
+			// A shell that takes no more says why.
+			if unsent = b.send(in, w); unsent != nil && !errors.Is(unsent, io.EOF) {
+				return 0, nil, fmt.Errorf("copy %s to the host: %w", b.path, explain(unsent))
 			}
 			w.next(scriptLimit, "for its shell to take the program")
 		case "sudo":
@@ -209,7 +218,7 @@ func (e *needsRoot) Error() string {
 	return fmt.Sprintf(`virtual machines need root there: log in as root (root@HOST), or let sudo work without a password, by "%s ALL=(root) NOPASSWD: ALL" in /etc/sudoers.d/mpirun-sf on the host`, e.user)
 }
 
-// send writes the program; each part of it has its time.
+// send writes the program, and then its hash; each part of it has its time.
 func (b binary) send(to io.Writer, w *watchdog) error {
 	f, err := os.Open(b.path)
 	if err != nil {
@@ -217,18 +226,21 @@ func (b binary) send(to io.Writer, w *watchdog) error {
 	}
 	defer f.Close()
 	buf := make([]byte, 256<<10)
+	hash := sha256.New()
 	for left := b.size; left > 0; {
 		n, err := f.Read(buf[:min(left, int64(len(buf)))])
 		if n == 0 && err != nil {
 			return fmt.Errorf("read %s: %w", b.path, err)
 		}
+		hash.Write(buf[:n])
 		w.next(scriptLimit, "for it to take the program")
 		if _, err := to.Write(buf[:n]); err != nil {
 			return err
 		}
 		left -= int64(n)
 	}
-	return nil
+	_, err = fmt.Fprintf(to, "%x\n", hash.Sum(nil))
+	return err
 }
 
 // readMark reads what the script says next, and passes over what a login shell
