@@ -103,11 +103,9 @@ func (j *bare) open(ctx context.Context) (err error) {
 		}
 	}
 	j.ranks = mpichshim.Layout(j.nodes, np)
-	// Found out while hosts are reached.
 	j.usesUCX = sync.OnceValue(func() bool {
 		return slices.ContainsFunc(j.files(), func(path string) bool { return guest.UsesUCX(path, os.Getenv("LD_LIBRARY_PATH")) })
 	})
-	go j.usesUCX()
 	return j.startAgents(ctx, isHere)
 }
 
@@ -157,6 +155,7 @@ func (j *bare) startAgents(ctx context.Context, isHere func(string) bool) error 
 	if j.manager == nil {
 		return fmt.Errorf("%s is not this machine, and nothing says how to reach it", j.nodes[others[0]].Name)
 	}
+	go j.usesUCX() // found out while hosts are reached
 	hosts := make([]allocator.Host, len(others))
 	for k, i := range others {
 		for _, h := range j.manager.Hosts() {
