@@ -22,8 +22,9 @@ PRELOADS := $(patsubst %.c,%.so,$(wildcard vmfork/guest/preload/*.c))
 # The PMIx helper for Open MPI, where libpmix's headers are.
 PMIX     := $(firstword $(wildcard /usr/include/pmix_server.h /usr/local/include/pmix_server.h /usr/lib/*/pmix2/include/pmix_server.h))
 PRELOADS += $(if $(PMIX),pmi/pmix/helper/sfpmix)
-# The small agent of ranks without clones.
-PRELOADS += mpirun-sf/ranks/sf-ranks
+# The small agent of ranks without clones, which has the others in it.
+RANKS    := mpirun-sf/ranks/sf-ranks
+PRELOADS += $(RANKS)
 EXAMPLES := $(patsubst examples/%.c,bin/examples/%,$(wildcard examples/*.c examples/fork/*.c))
 
 # Tests of the whole product run the program as a user does, so the detector would see
@@ -51,8 +52,8 @@ pmi/pmix/helper/sfpmix: $(wildcard pmi/pmix/helper/*.[ch])
 
 # What it is made of is go's to know. Without a version in it, hosts that have it
 # need no other one when something else has changed.
-.PHONY: mpirun-sf/ranks/sf-ranks
-mpirun-sf/ranks/sf-ranks: check-go
+.PHONY: $(RANKS)
+$(RANKS): check-go $(filter-out $(RANKS),$(PRELOADS))
 	@$(GO) build -trimpath -buildvcs=false -ldflags "-s -w" -o $@ ./mpirun-sf/ranks
 
 examples: $(EXAMPLES)
