@@ -1,0 +1,130 @@
+package stream
+
+import (
+	"encoding/binary"
+	"fmt"
+	"io"
+	"slices"
+)
+
+// PageSize is that of every page of a stream.
+const PageSize = 4096
+
+// PageType says what a PV guest uses a page for; the pages of other guests are
+// [Normal]. The values are XEN_DOMCTL_PFINFO_*.
+type PageType uint8
+
+// Types of pages. L1 to L4 are page tables, and pinned with bit 3 set. The last
+// three have no content.
+const (
+	Normal    PageType = 0
+	L1        PageType = 1
+	L4        PageType = 4
+	L1Pinned  PageType = 9
+	L4Pinned  PageType = 12
+	Broken    PageType = 13
+	AllocOnly PageType = 14
+	Invalid   PageType = 15
+)
+
+// HasContent says whether a page of this type has 4096 bytes in a stream.
+func (t PageType) HasContent() bool { return t < Broken }
+
+func (t PageType) known() bool { return t <= L4 || t >= L1Pinned && t <= Invalid }
+
+// Page is one page of a stream.
+type Page struct {
+	Frame   uint64 // the guest's frame number
+	Type    PageType
+	Content []byte // PageSize bytes, or none where the type has none
+}
+
+const frameBits = 52
+
+// batch is how many pages a record may have: as many as Xen's own writer takes.
+const batch = 1024
+
+// readPages gives each page of a PAGE_DATA record of so many bytes to page. What
+// it gives is overwritten by the next.
+func readPages(r io.Reader, length int64, page func(Page) error) error {
+	short := func() error { return fmt.Errorf("%w: a record of pages has %d bytes", ErrCorrupt, length) }
+	var head [8]byte
+	if length < int64(len(head)) {
+		return short()
+	}
+	if err := full(r, head[:]); err != nil {
+		return err
+	}
+	count := int64(binary.LittleEndian.Uint32(head[:]))
+	if count == 0 || count > batch || length < 8+8*count {
+		return short()
+	}
+	numbers := make([]byte, 8*count)
+	if err := full(r, numbers); err != nil {
+		return err
+	}
+	want := 8 + 8*count
+	pages := make([]Page, count)
+	for i := range pages {
+		n := binary.LittleEndian.Uint64(numbers[8*i:])
+		p := Page{Frame: n & (1<<frameBits - 1), Type: PageType(n >> 60)}
+		if !p.Type.known() {
+			return fmt.Errorf("%w: a page of type %d", ErrUnknown, p.Type)
+		}
+		if p.Type.HasContent() {
+			want += PageSize
+		}
+		pages[i] = p
+	}
+	if length != want {
+		return short()
+	}
+	content := make([]byte, PageSize)
+	for _, p := range pages {
+		if p.Type.HasContent() {
+			if err := full(r, content); err != nil {
+				return err
+			}
+			p.Content = content
+		}
+		if err := page(p); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// writePages writes pages as PAGE_DATA records.
+func writePages(w io.Writer, pages []Page) error {
+	for some := range slices.Chunk(pages, batch) {
+		length := 8 + 8*len(some)
+		body := binary.LittleEndian.AppendUint64(nil, uint64(len(some)))
+		for _, p := range some {
+			if p.Frame >= 1<<frameBits || !p.Type.known() {
+				return fmt.Errorf("%w: a page of frame %#x and type %d", ErrCorrupt, p.Frame, p.Type)
+			}
+			want := 0
+			if p.Type.HasContent() {
+				want = PageSize
+			}
+			if len(p.Content) != want {
+				return fmt.Errorf("%w: a page of type %d has %d bytes", ErrCorrupt, p.Type, len(p.Content))
+			}
+			length += want
+			body = binary.LittleEndian.AppendUint64(body, p.Frame|uint64(p.Type)<<60)
+		}
+		head := binary.LittleEndian.AppendUint32(nil, PageData)
+		if _, err := w.Write(binary.LittleEndian.AppendUint32(head, uint32(length))); err != nil {
+			return err
+		}
+		if _, err := w.Write(body); err != nil {
+			return err
+		}
+		for _, p := range some {
+			if _, err := w.Write(p.Content); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
