@@ -1,0 +1,233 @@
+package privcmd
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/mpirun-sf/mpirun-sf/vmfork/hypervisor"
+)
+
+// fake is a hypervisor that reads what hypercalls point to, as Xen does.
+type fake struct {
+	version   int64
+	domctl    uint32
+	domains   map[Domain]*domain
+	populated []string
+	refuse    int // populates so many, and no more
+}
+
+type domain struct {
+	flags uint32
+	pause int
+}
+
+// start makes a Handle over one.
+func (f *fake) start(t *testing.T) (*Handle, error) {
+	memory, err := unix.Mmap(-1, 0, buffers*bufferSize, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED|unix.MAP_ANONYMOUS)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { unix.Munmap(memory) })
+	base := uint64(uintptr(unsafe.Pointer(&memory[0])))
+	h := &Handle{}
+	h.call = func(op uint64, args ...uint64) (int64, error) {
+		mem := func(at uint64) []byte { return memory[at-base:] }
+		switch op {
+		case opVersion:
+			if args[0] == 1 {
+				copy(mem(args[1]), ".5\x00")
+				return 0, nil
+			}
+			return f.version, nil
+		case opDomctl:
+			return f.control(mem(args[0]))
+		case opMemory:
+			b := mem(args[1])
+			frames := mem(le.Uint64(b))
+			n := min(int(le.Uint64(b[8:])), f.refuse)
+			f.refuse -= n
+			for i := range n {
+				f.populated = append(f.populated, fmt.Sprintf("%d:%#x/%d", le.Uint16(b[24:]), le.Uint64(frames[8*i:]), le.Uint32(b[16:])))
+			}
+			return int64(n), nil
+		case opHVM:
+			b := mem(args[1])
+			if args[0] != hvmGetParam || f.domains[Domain(le.Uint16(b))] == nil {
+				return 0, unix.ESRCH
+			}
+			le.PutUint64(b[8:], uint64(le.Uint32(b[4:]))<<12)
+			return 0, nil
+		}
+		return 0, unix.ENOSYS
+	}
+	h.use(memory)
+	return h, h.probe()
+}
+
+func (f *fake) control(b []byte) (int64, error) {
+	if le.Uint32(b[4:]) != f.domctl {
+		return 0, unix.EACCES
+	}
+	id := Domain(le.Uint16(b[8:]))
+	d := f.domains[id]
+	switch command := le.Uint32(b); command {
+	case domctlInfo:
+		for ; d == nil; d = f.domains[id] {
+			if id++; id > 100 {
+				return 0, unix.ESRCH
+			}
+		}
+		le.PutUint16(b[16:], uint16(id))
+		le.PutUint32(b[20:], d.flags)
+		le.PutUint64(b[24:], 1234)
+		le.PutUint64(b[72:], uint64(3*time.Second))
+	case domctlPause, domctlUnpause:
+		if d == nil {
+			return 0, unix.ESRCH
+		}
+		d.pause += int(domctlPause)*2 + 1 - 2*int(command)
+	default:
+		return 0, unix.ENOSYS
+	}
+	return 0, nil
+}
+
+func xen417() *fake {
+	return &fake{version: 4<<16 | 17, domctl: 0x15, refuse: 1 << 20, domains: map[Domain]*domain{0: {}, 7: {flags: 1<<2 | 1<<3 | 3<<16}}}
+}
+
+func TestProbe(t *testing.T) {
+	for name, c := range map[string]struct {
+		version int64
+		domctl  uint32
+		release string
+		lacks   string
+	}{
+		"4.17":   {4<<16 | 17, 0x15, "4.17.5", ""},
+		"4.19":   {4<<16 | 19, 0x17, "4.19.5", ""},
+		"old":    {4<<16 | 16, 0x14, "", "Xen 4.16.5 is not one that will do"},
+		"future": {4<<16 | 30, 0x19, "", "Xen 4.30.5 has another domctl interface than versions 0x15 to 0x18"},
+	} {
+		f := xen417()
+		f.version, f.domctl = c.version, c.domctl
+		h, err := f.start(t)
+		if c.lacks != "" {
+			if !errors.Is(err, hypervisor.ErrNotSupported) || !strings.HasPrefix(err.Error(), c.lacks) {
+				t.Errorf("%s: %v", name, err)
+			}
+			continue
+		}
+		if err != nil || h.Release().String() != c.release {
+			t.Errorf("%s: it is %v (%v)", name, h.Release(), err)
+		}
+	}
+}
+
+func TestDomains(t *testing.T) {
+	f := xen417()
+	h, err := f.start(t)
+	if err != nil {
+		t.Fatal(err)
+	}
+	info, err := h.Info(7)
+	if want := (Info{Shutdown: true, Paused: true, Reason: Crash, Pages: 1234, CPUTime: 3 * time.Second}); err != nil || info != want {
+		t.Errorf("it is %+v (%v)", info, err)
+	}
+	for _, gone := range []Domain{3, 50} {
+		if _, err := h.Info(gone); !errors.Is(err, unix.ESRCH) {
+			t.Errorf("domain %d: %v", gone, err)
+		}
+	}
+	if err := errors.Join(h.Pause(7), h.Pause(7), h.Unpause(7)); err != nil || f.domains[7].pause != 1 {
+		t.Errorf("it is paused %d times (%v)", f.domains[7].pause, err)
+	}
+	if err := h.Pause(8); !errors.Is(err, unix.ESRCH) || err.Error() != "pause domain 8: no such process" {
+		t.Errorf("the error is %v", err)
+	}
+	if v, err := h.Param(7, 17); v != 17<<12 || err != nil {
+		t.Errorf("the parameter is %#x (%v)", v, err)
+	}
+	if _, err := h.Param(8, 17); !errors.Is(err, unix.ESRCH) {
+		t.Errorf("of a domain that is not there: %v", err)
+	}
+}
+
+func TestPopulate(t *testing.T) {
+	f := xen417()
+	h, err := f.start(t)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n, err := h.Populate(7, []uint64{0x200, 0x400}, SuperOrder); n != 2 || err != nil {
+		t.Errorf("%d pieces (%v)", n, err)
+	}
+	if want := []string{"7:0x200/9", "7:0x400/9"}; !slices.Equal(f.populated, want) {
+		t.Errorf("populated are %v, want %v", f.populated, want)
+	}
+	f.populated = nil
+	many := make([]uint64, 20000) // more than a buffer takes
+	for i := range many {
+		many[i] = uint64(i)
+	}
+	if n, err := h.Populate(7, many, 0); n != len(many) || err != nil || len(f.populated) != n || f.populated[n-1] != "7:0x4e1f/0" {
+		t.Errorf("%d pieces (%v)", n, err)
+	}
+	f.refuse = 10
+	n, err := h.Populate(7, many, 0)
+	if n != 10 || !errors.Is(err, unix.ENOMEM) || !strings.HasPrefix(err.Error(), "give domain 7 memory at frame 0xa: ") {
+		t.Errorf("%d pieces (%v)", n, err)
+	}
+}
+
+func TestMapError(t *testing.T) {
+	frames := []uint64{1, 2}
+	for _, c := range []struct {
+		errno  unix.Errno
+		errnos []int32
+		want   string
+	}{
+		{0, []int32{0, 0}, ""},
+		{0, []int32{0, -int32(unix.EINVAL)}, "map frame 0x2 of domain 7: invalid argument"},
+		{unix.ENOENT, []int32{-int32(unix.ENOENT), 0}, "map frame 0x1 of domain 7: no such file or directory"},
+		{unix.EPERM, []int32{0, 0}, "map memory of domain 7: operation not permitted"},
+	} {
+		got := ""
+		if err := mapError(7, frames, c.errno, c.errnos); err != nil {
+			got = err.Error()
+		}
+		if got != c.want {
+			t.Errorf("the error is %q, want %q", got, c.want)
+		}
+	}
+}
+
+// On Xen: this domain's own console frame belongs to nobody else, so what can be
+// seen without a guest is the version and this domain.
+func TestReal(t *testing.T) {
+	h, err := Open()
+	if errors.Is(err, hypervisor.ErrNotSupported) {
+		t.Skip(err)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer h.Close()
+	info, err := h.Info(0)
+	if err != nil || info.Dying || info.Shutdown || info.Pages == 0 || info.CPUTime == 0 {
+		t.Errorf("Xen %v has a domain 0 that is %+v (%v)", h.Release(), info, err)
+	}
+	if _, err := h.Info(32000); !errors.Is(err, unix.ESRCH) {
+		t.Errorf("a domain that is not there: %v", err)
+	}
+	if _, err := h.Map(32000, []uint64{0}, false); err == nil {
+		t.Error("memory of a domain that is not there was mapped")
+	}
+	t.Logf("Xen %v, domctl %#x, domain 0 has %d pages", h.Release(), h.domctl, info.Pages)
+}
