@@ -81,9 +81,11 @@ func ioctl(f *os.File, request uintptr, arg unsafe.Pointer) (r uintptr, err erro
 // Wait waits for an event, and unmasks the channel. There may have been more than
 // one.
 func (c *Channel) Wait(ctx context.Context) error {
-	stop := context.AfterFunc(ctx, func() { c.expire(time.Unix(1, 0)) })
+	expired := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() { c.expire(time.Unix(1, 0)); close(expired) })
 	defer func() {
 		if !stop() {
+			<-expired
 			c.expire(time.Time{})
 		}
 	}()
@@ -120,8 +122,16 @@ func Pair() (*Channel, *Channel, error) {
 	end := func(fd int) *Channel {
 		f := os.NewFile(uintptr(fd), "event channel")
 		return &Channel{device: reader{f}, expire: f.SetReadDeadline, notify: func() error {
-			_, err := f.Write(make([]byte, 4))
-			return err
+			conn, err := f.SyscallConn()
+			if err != nil {
+				return err
+			}
+			var failed error
+			err = conn.Control(func(fd uintptr) { _, failed = unix.Write(int(fd), make([]byte, 4)) })
+			if errors.Is(failed, unix.EAGAIN) {
+				failed = nil // as many events as that are as good as one more
+			}
+			return errors.Join(err, failed)
 		}}
 	}
 	return end(fds[0]), end(fds[1]), nil

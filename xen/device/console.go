@@ -1,0 +1,311 @@
+package device
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/mpirun-sf/mpirun-sf/xen/evtchn"
+)
+
+// Console is a serial port of a guest.
+type Console struct {
+	*Device
+	port   *net.UnixConn // the machine's end of the port's socket
+	cancel context.CancelFunc
+	done   chan struct{} // closed when nothing runs for it any more
+	woken  chan struct{} // has room for one: the guest may have read something
+
+	// Of the one that runs for it, or has stopped it.
+	ring    consoleRing // nil before the guest has one, and after Close
+	unmap   func() error
+	channel *evtchn.Channel
+	out     []byte // what the guest has written and the port not taken
+
+	mu     sync.Mutex
+	copied int   // bytes at the head of the socket that are in the ring as well
+	err    error // why it does not go on
+}
+
+// connectLimit is how long a guest's driver may take: one that boots has a kernel's
+// start before it.
+const connectLimit = 2 * time.Minute
+
+// NewConsole gives a domain that is paused a serial port with a number ≥ 1, and moves
+// what is written on either side as soon as the guest knows it. The file stays its owner's.
+func (b *Bus) NewConsole(ctx context.Context, domain uint16, number int, name string, port *os.File) (*Console, error) {
+	conn, err := net.FileConn(port) // a copy
+	if err != nil {
+		return nil, fmt.Errorf("take port %s: %w", name, err)
+	}
+	unixConn, ok := conn.(*net.UnixConn)
+	if !ok {
+		conn.Close()
+		return nil, fmt.Errorf("take port %s: it is no socket", name)
+	}
+	d, err := b.Announce(ctx, domain, "console", number,
+		map[string]string{"name": name, "type": typePrefix + "port", "limit": "0", "protocol": "vt100", "output": "chardev"}, nil)
+	if err != nil {
+		conn.Close()
+		return nil, err
+	}
+	c := &Console{Device: d, port: unixConn, woken: make(chan struct{}, 1)}
+	c.start()
+	return c, nil
+}
+
+// start begins to move what is written; with the guest's driver, if there is no ring.
+func (c *Console) start() {
+	ctx, cancel := context.WithCancel(context.Background())
+	c.cancel, c.done = cancel, make(chan struct{})
+	go func() {
+		defer close(c.done)
+		defer cancel()
+		if c.ring == nil {
+			limited, cancel := context.WithTimeout(ctx, connectLimit)
+			defer cancel()
+			if err := c.connect(limited); err != nil {
+				c.fail(err)
+				return
+			}
+		}
+		var both sync.WaitGroup
+		for _, run := range []func(context.Context) error{c.empty, c.fill} {
+			both.Go(func() {
+				if err := run(ctx); err != nil {
+					c.fail(err)
+					cancel()
+				}
+			})
+		}
+		both.Wait()
+	}()
+}
+
+// stop ends what start began.
+func (c *Console) stop() {
+	c.cancel()
+	<-c.done
+}
+
+func (c *Console) connect(ctx context.Context) error {
+	if err := c.awaitDriver(ctx); err != nil {
+		return err
+	}
+	ref, err := c.entry(ctx, "ring-ref")
+	if err != nil {
+		return err
+	}
+	port, err := c.entry(ctx, "port")
+	if err != nil {
+		return err
+	}
+	page, unmap, err := c.bus.Map(c.domain, ref)
+	if err != nil {
+		return err
+	}
+	channel, err := c.bus.Bind(c.domain, port)
+	if err != nil {
+		return errors.Join(err, unmap())
+	}
+	c.ring, c.unmap, c.channel = page, unmap, channel
+	return c.setState(ctx, connected)
+}
+
+// empty moves what the guest writes to the port until ctx ends.
+func (c *Console) empty(ctx context.Context) error {
+	for {
+		if err := c.move(ctx); err != nil {
+			return err
+		}
+		if err := c.channel.Wait(ctx); err != nil {
+			return err
+		}
+	}
+}
+
+// move moves what the guest has written, and takes from the port what it has read.
+func (c *Console) move(ctx context.Context) error {
+	if err := c.take(); err != nil {
+		return err
+	}
+	before := len(c.out)
+	var err error
+	if c.out, err = c.ring.output(c.out); err != nil {
+		return err
+	}
+	if len(c.out) > before { // there is room in the ring
+		if err := c.channel.Notify(); err != nil {
+			return err
+		}
+	}
+	if len(c.out) == 0 {
+		return nil
+	}
+	defer endWith(ctx, c.port.SetWriteDeadline)()
+	n, err := c.port.Write(c.out)
+	c.out = c.out[n:]
+	switch {
+	case errors.Is(err, unix.EPIPE), errors.Is(err, unix.ECONNRESET):
+		// Nobody listens any more: that a guest minds as little as one at a serial cable.
+		c.out = nil
+	case ctx.Err() != nil:
+		return fmt.Errorf("write what the guest says to its port: %w", ctx.Err())
+	case err != nil:
+		return fmt.Errorf("write what the guest says to its port: %w", err)
+	}
+	return nil
+}
+
+// endWith makes what waits on the port end with ctx. The result undoes it.
+func endWith(ctx context.Context, setDeadline func(time.Time) error) func() {
+	expired := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() { setDeadline(time.Unix(1, 0)); close(expired) })
+	return func() {
+		if !stop() {
+			<-expired
+			setDeadline(time.Time{})
+		}
+	}
+}
+
+// take takes from the port what the guest has read.
+func (c *Console) take() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	unread, err := c.ring.unread()
+	if err != nil {
+		return err
+	}
+	rest := make([]byte, max(0, c.copied-unread))
+	if len(rest) == 0 {
+		return nil
+	}
+	raw, err := c.port.SyscallConn()
+	if err != nil {
+		return err
+	}
+	failed := raw.Control(func(fd uintptr) { // not Read, in which fill may be
+		for err == nil && len(rest) > 0 {
+			var n int
+			if n, _, err = unix.Recvfrom(int(fd), rest, unix.MSG_DONTWAIT); n > 0 {
+				rest = rest[n:]
+			} else if err == nil {
+				err = io.ErrUnexpectedEOF
+			}
+		}
+	})
+	if err := errors.Join(failed, err); err != nil {
+		return fmt.Errorf("take what the guest has read from its port: %w", err)
+	}
+	c.copied = unread
+	select {
+	case c.woken <- struct{}{}:
+	default:
+	}
+	return nil
+}
+
+// fill copies what comes to the port into the guest's ring until ctx ends, or nothing
+// more comes.
+func (c *Console) fill(ctx context.Context) error {
+	defer endWith(ctx, c.port.SetReadDeadline)()
+	for {
+		full, err := c.copy()
+		switch {
+		case ctx.Err() != nil:
+			return ctx.Err()
+		case errors.Is(err, io.EOF), errors.Is(err, unix.ECONNRESET):
+			return nil
+		case err != nil:
+			return fmt.Errorf("read what is written to the guest's port: %w", err)
+		case full:
+			select {
+			case <-c.woken:
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+		}
+	}
+}
+
+// copy waits for bytes in the port that are not in the ring, and copies what of them
+// there is room for. full says that there was room for none.
+func (c *Console) copy() (full bool, err error) {
+	raw, err := c.port.SyscallConn()
+	if err != nil {
+		return false, err
+	}
+	head := make([]byte, 2*inSize)
+	var failed error
+	err = raw.Read(func(fd uintptr) bool {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		n, _, err := unix.Recvfrom(int(fd), head, unix.MSG_PEEK|unix.MSG_DONTWAIT)
+		switch {
+		case errors.Is(err, unix.EAGAIN), err == nil && n > 0 && n <= c.copied:
+			return false // called again when there is more
+		case err == nil && n == 0:
+			err = io.EOF
+		}
+		if err != nil {
+			failed = err
+			return true
+		}
+		put, err := c.ring.input(head[c.copied:n])
+		c.copied += put
+		full, failed = put == 0, err
+		if err == nil && put > 0 {
+			failed = c.channel.Notify()
+		}
+		return true
+	})
+	return full, errors.Join(err, failed)
+}
+
+// Drain moves what a guest that does not run any more has written before, and takes
+// from the port what it has read. Until Resume, nothing more is moved.
+func (c *Console) Drain(ctx context.Context) error {
+	c.stop()
+	if err := c.Err(); err != nil || c.ring == nil {
+		return err
+	}
+	return c.move(ctx)
+}
+
+// Resume goes on after Drain.
+func (c *Console) Resume() { c.start() }
+
+// fail keeps the first reason for which it does not go on, unless it was asked to end.
+func (c *Console) fail(err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.err == nil && !errors.Is(err, context.Canceled) {
+		c.err = fmt.Errorf("%s: %w", c.name, err)
+	}
+}
+
+// Err says why nothing is moved any more, nil while it is.
+func (c *Console) Err() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.err
+}
+
+// Close ends it, without moving anything more. The domain keeps its memory until then.
+func (c *Console) Close(ctx context.Context) error {
+	c.stop()
+	errs := []error{c.forget(ctx), c.port.Close()}
+	if c.ring != nil {
+		errs = append(errs, c.channel.Close(), c.unmap())
+		c.ring = nil
+	}
+	return errors.Join(errs...)
+}

@@ -1,0 +1,39 @@
+// Package device is the host's side of a guest's para-virtual devices, in this
+// process: no kernel back end, no hotplug script and no device model, so that what a
+// machine has is what its owner gave it, file by file, and ends with it.
+//
+// # How a guest finds a device
+//
+//  1. [Bus.Announce] writes two folders into XenStore: one for the guest, below its own,
+//     which says where the other is; and that other one, the host's. Each side
+//     writes its state into its own and watches the other's.
+//  2. The guest's driver allots a ring of shared memory and an event channel, writes
+//     both into its folder, and is Initialised.
+//  3. The host maps the ring, binds the channel, and is Connected; then so is the guest.
+//  4. Closed, the host's side forgets the ring and removes both folders.
+//
+// A guest that was restored begins with 2 anew, with an empty ring: what was in the
+// old one has to be out of it before. A guest that resumes goes on with its ring.
+//
+// The host's folders have types of their own, so that no back end of the kernel or of
+// another program takes them for its own.
+//
+// # A serial port
+//
+// A guest's console (console.go), other than its first, is a serial port: two rings of bytes. What the host writes
+// to the port stays in the port's socket until the guest has taken it out of its ring,
+// where it is only a copy: so [hypervisor.Port.Unread] counts it as unread, and a guest's
+// successor gets what the guest did not. What the guest has written is in the socket
+// before a suspension is over ([Console.Drain]).
+//
+// # Hostile guests
+//
+// A guest can write to its ring at any time. Indices are read once and checked; a
+// ring with impossible ones is given up, and the guest with it.
+//
+// # Locking
+//
+// Two goroutines run for a console, one for each way. Console.mu guards what they
+// share, how much of the socket is in the ring; nothing waits under it. Drain, Resume
+// and Close are called one at a time, and stop both first.
+package device
