@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/mpirun-sf/mpirun-sf/vmfork/hypervisor"
+	"github.com/mpirun-sf/mpirun-sf/vmfork/hypervisor/conformance/counter"
 )
 
 // soon is how long anything but a boot may take on a busy machine.
@@ -92,7 +93,7 @@ type machine struct {
 // config has a port of its own, which ends with the test.
 func (s *suite) config(t *testing.T, name, memory string) (hypervisor.Config, net.Conn) {
 	t.Helper()
-	channel, port, err := hypervisor.NewPort(PortName)
+	channel, port, err := hypervisor.NewPort(counter.PortName)
 	if err != nil {
 		t.Fatal(err)
 	}

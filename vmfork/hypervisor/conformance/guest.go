@@ -11,11 +11,8 @@ import (
 	"github.com/mpirun-sf/mpirun-sf/vmfork/hypervisor"
 )
 
-// PortName is the port on which the guest counts.
-const PortName = "mpirun-sf"
-
-// Guest is what the tests boot: a kernel, and an initramfs whose init is the
-// program in testdata/guest.
+// Guest is what the tests boot: a kernel, and an initramfs whose init is package
+// counter.
 type Guest struct {
 	hypervisor.Kernel
 	Shape     hypervisor.Shape

@@ -1,0 +1,173 @@
+// Package counter is the init of the conformance tests' guest. On its serial port
+// it says who it is and counts, one line every 50 ms:
+//
+//	<a number drawn at boot> <counter> <whether its memory is as it was> <letters obeyed>
+//
+// and it does what the host says by letters: c looks whether memory is as it was
+// that it has not touched since its boot, f fills some memory and gives it back;
+// and it ends by o for off, r for restart, p for a kernel that panics.
+//
+// It is a package, so that a program of tests can be its own guest where there is no
+// compiler.
+package counter
+
+import (
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sys/unix"
+	"golang.org/x/term"
+)
+
+// PortName is the serial port on which it counts.
+const PortName = "mpirun-sf"
+
+// Main counts until the guest ends. It is for process 1.
+func Main() {
+	fmt.Printf("guest: %v\n", run())
+	unix.Reboot(unix.LINUX_REBOOT_CMD_POWER_OFF)
+}
+
+func run() error {
+	for _, m := range [][2]string{{"proc", "/proc"}, {"sysfs", "/sys"}, {"devtmpfs", "/dev"}} {
+		if err := unix.Mount(m[0], m[1], m[0], 0, ""); err != nil && err != unix.EBUSY {
+			return fmt.Errorf("mount %s: %w", m[1], err)
+		}
+	}
+	list, err := os.ReadFile("/modules") // where all is built in, there is none
+	if err != nil && !os.IsNotExist(err) {
+		return err
+	}
+	for _, path := range strings.Fields(string(list)) {
+		b, err := os.ReadFile(path)
+		if err != nil {
+			return err
+		}
+		if err := unix.InitModule(b, ""); err != nil && err != unix.ENODEV && err != unix.EEXIST {
+			return fmt.Errorf("load %s: %w", path, err)
+		}
+	}
+	port, err := openPort(PortName)
+	if err != nil {
+		return err
+	}
+	var me [8]byte
+	rand.Read(me[:])
+	warm, cold := newPattern(me), newPattern(me)
+	var obeyed atomic.Int64
+	var damaged atomic.Bool
+	go func() {
+		for letter := make([]byte, 1); ; obeyed.Add(1) {
+			if _, err := port.Read(letter); err != nil {
+				return
+			}
+			switch letter[0] {
+			case 'c':
+				if !cold.whole() {
+					damaged.Store(true)
+				}
+			case 'f':
+				if err := fillAndFree(); err != nil {
+					damaged.Store(true)
+				}
+			case 'r':
+				unix.Reboot(unix.LINUX_REBOOT_CMD_RESTART)
+			case 'p':
+				os.WriteFile("/proc/sysrq-trigger", []byte("c"), 0)
+			default:
+				unix.Reboot(unix.LINUX_REBOOT_CMD_POWER_OFF)
+			}
+		}
+	}()
+	for n := 0; ; n++ {
+		state := "whole"
+		if damaged.Load() || !warm.whole() {
+			state = "damaged"
+		}
+		if _, err := fmt.Fprintf(port, "%x %d %s %d\n", me, n, state, obeyed.Load()); err != nil {
+			return err
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+}
+
+// A pattern is memory with a known content, of which every page has some.
+type pattern struct {
+	seed   [8]byte
+	memory []byte
+}
+
+func newPattern(seed [8]byte) *pattern {
+	p := &pattern{seed, make([]byte, 8<<20)}
+	for i := 0; i < len(p.memory); i += 512 {
+		p.memory[i] = p.at(i)
+	}
+	return p
+}
+
+func (p *pattern) at(i int) byte { return p.seed[i/512%8] ^ byte(i>>12) }
+
+func (p *pattern) whole() bool {
+	for i := 0; i < len(p.memory); i += 512 {
+		if p.memory[i] != p.at(i) {
+			return false
+		}
+	}
+	return true
+}
+
+// fillAndFree writes memory and gives it back to the kernel.
+func fillAndFree() error {
+	mem, err := unix.Mmap(-1, 0, 16<<20, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
+	if err != nil {
+		return err
+	}
+	for i := 0; i < len(mem); i += 4096 {
+		mem[i] = 1
+	}
+	return unix.Munmap(mem)
+}
+
+// openPort waits for the serial port of that name: one that has the name, or the
+// terminal that the kernel's command line says it is.
+func openPort(name string) (*os.File, error) {
+	cmdline, err := os.ReadFile("/proc/cmdline")
+	if err != nil {
+		return nil, err
+	}
+	for end := time.Now().Add(10 * time.Second); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
+		names, _ := filepath.Glob("/sys/class/virtio-ports/*/name")
+		for _, n := range names {
+			if b, err := os.ReadFile(n); err == nil && strings.TrimSpace(string(b)) == name {
+				return os.OpenFile("/dev/"+filepath.Base(filepath.Dir(n)), os.O_RDWR, 0)
+			}
+		}
+		for _, word := range strings.Fields(string(cmdline)) {
+			if device, ok := strings.CutPrefix(word, "mpirun-sf.port="+name+":"); ok {
+				if f, err := openTerminal("/dev/" + device); !os.IsNotExist(err) && !errors.Is(err, unix.ENODEV) {
+					return f, err
+				}
+			}
+		}
+	}
+	return nil, fmt.Errorf("waited 10 s for the serial port %s", name)
+}
+
+// openTerminal opens one so that bytes pass through it as they are.
+func openTerminal(path string) (*os.File, error) {
+	f, err := os.OpenFile(path, os.O_RDWR|unix.O_NOCTTY, 0)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := term.MakeRaw(int(f.Fd())); err != nil {
+		f.Close()
+		return nil, fmt.Errorf("open the serial port %s: %w", path, err)
+	}
+	return f, nil
+}

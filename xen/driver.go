@@ -1,0 +1,174 @@
+package xen
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+
+	"github.com/mpirun-sf/mpirun-sf/vmfork/descriptor"
+	"github.com/mpirun-sf/mpirun-sf/vmfork/hypervisor"
+	"github.com/mpirun-sf/mpirun-sf/xen/device"
+	"github.com/mpirun-sf/mpirun-sf/xen/gntdev"
+	"github.com/mpirun-sf/mpirun-sf/xen/privcmd"
+	"github.com/mpirun-sf/mpirun-sf/xen/store"
+)
+
+// Tool is the command that is looked for on PATH.
+const Tool = "xl"
+
+// Driver makes domains. It implements [hypervisor.Driver].
+type Driver struct {
+	tool   string // absolute path
+	xen    *privcmd.Handle
+	store  *store.Client
+	grants *gntdev.Device
+	bus    *device.Bus
+}
+
+var _ hypervisor.Driver = (*Driver)(nil)
+
+// Find looks for Xen and its tools. An error that matches
+// [hypervisor.ErrNotSupported] says what there is not.
+func Find(ctx context.Context) (*Driver, error) {
+	handle, err := privcmd.Open()
+	if err != nil {
+		return nil, err
+	}
+	d := &Driver{xen: handle}
+	if err := d.open(ctx); err != nil {
+		d.Close()
+		return nil, err
+	}
+	return d, nil
+}
+
+func (d *Driver) open(ctx context.Context) (err error) {
+	if d.tool, err = exec.LookPath(Tool); err != nil {
+		return hypervisor.Lacksf("%s is not on PATH; install it: apt-get install xen-utils", Tool)
+	}
+	if d.grants, err = gntdev.Open(); err != nil {
+		return err
+	}
+	if d.store, err = store.Open(ctx); err != nil {
+		return err
+	}
+	d.bus = device.NewBus(d.store, d.grants)
+	return nil
+}
+
+// Close gives up what the driver has open. Its machines have ended before.
+func (d *Driver) Close() error {
+	errs := []error{d.xen.Close()}
+	if d.grants != nil {
+		errs = append(errs, d.grants.Close())
+	}
+	if d.store != nil {
+		errs = append(errs, d.store.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// Name implements [hypervisor.Driver].
+func (d *Driver) Name() string { return "xen" }
+
+// Version implements [hypervisor.Driver]. What the processor must have is in a device
+// state itself, and checked by Xen.
+func (d *Driver) Version() string { return fmt.Sprintf("Xen %v pvh", d.xen.Release()) }
+
+// lowMemory is where RAM makes room for ACPI tables, the APIC and Xen's own pages, and
+// goes on at 4 GiB (libxl's libxl__build_hvm, for guests without a device model).
+const lowMemory, highMemory = 0xfc000000, 4 << 30
+
+// Describe implements [hypervisor.Driver].
+func (d *Driver) Describe(s hypervisor.Shape) hypervisor.Description {
+	return hypervisor.Description{
+		Accelerator: "xen", Machine: "pvh",
+		Devices:   []string{"console"},
+		MemoryMap: memoryMap(s.Memory),
+	}
+}
+
+func memoryMap(size int64) []descriptor.Range {
+	ranges := []descriptor.Range{{Start: 0, Size: uint64(min(size, lowMemory)), Offset: 0}}
+	if size > lowMemory {
+		ranges = append(ranges, descriptor.Range{Start: highMemory, Size: uint64(size - lowMemory), Offset: lowMemory})
+	}
+	return ranges
+}
+
+// Boot implements [hypervisor.Driver].
+func (d *Driver) Boot(ctx context.Context, cfg hypervisor.Config, k hypervisor.Kernel) (hypervisor.VM, error) {
+	v, err := d.newVM(ctx, cfg)
+	if err != nil {
+		return nil, err
+	}
+	if err := v.boot(ctx, k); err != nil {
+		return nil, v.end(fmt.Errorf("boot %s: %w", cfg.Name, err))
+	}
+	return v, nil
+}
+
+// Prepare implements [hypervisor.Driver].
+func (d *Driver) Prepare(ctx context.Context, cfg hypervisor.Config) (hypervisor.VM, error) {
+	v, err := d.newVM(ctx, cfg)
+	if err != nil {
+		return nil, err
+	}
+	v.restored = true
+	return v, nil
+}
+
+// cmdline is the kernel's, with what tells the guest its ports.
+func cmdline(own string, ports []hypervisor.Port) string {
+	line := "console=hvc0 quiet panic=-1 " + own
+	for i, p := range ports {
+		line += fmt.Sprintf(" mpirun-sf.port=%s:hvc%d", p.Name, firstPort+i)
+	}
+	return line
+}
+
+// firstPort is the number of the console that is the first port; 0 is the kernel's.
+const firstPort = 1
+
+// config is a domain's configuration, as xl reads it. A restored guest has no kernel to
+// load, but xl wants one to be named.
+func config(name string, s hypervisor.Shape, k hypervisor.Kernel) string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "name=%s\ntype=\"pvh\"\nmemory=%d\nvcpus=%d\n", quote(name), s.Memory>>20, s.VCPUs)
+	if k.Image == "" {
+		k.Image = os.DevNull
+	}
+	for _, e := range [][2]string{{"kernel", k.Image}, {"ramdisk", k.Initrd}, {"cmdline", k.Cmdline}} {
+		if e[1] != "" {
+			fmt.Fprintf(&b, "%s=%s\n", e[0], quote(e[1]))
+		}
+	}
+	return b.String()
+}
+
+// quote makes a string of xl's syntax, which knows no escapes but has two quotes.
+func quote(s string) string {
+	if strings.Contains(s, `"`) {
+		return "'" + s + "'"
+	}
+	return `"` + s + `"`
+}
+
+// checkQuotable refuses what no string of xl's syntax can hold.
+func checkQuotable(all ...string) error {
+	for _, s := range all {
+		if strings.ContainsAny(s, "\n\\") || strings.Contains(s, `"`) && strings.Contains(s, "'") {
+			return fmt.Errorf("xl's configuration cannot hold %.60q", s)
+		}
+	}
+	return nil
+}
+
+// consolePath is where a machine's console log is.
+func consolePath(cfg hypervisor.Config) string {
+	return filepath.Join(cfg.Dir, cfg.Name+".console")
+}

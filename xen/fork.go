@@ -1,0 +1,181 @@
+package xen
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+
+	"github.com/bits-and-blooms/bitset"
+
+	"github.com/mpirun-sf/mpirun-sf/vmfork/hypervisor"
+	"github.com/mpirun-sf/mpirun-sf/xen/stream"
+)
+
+// Suspend implements [hypervisor.VM].
+func (v *vm) Suspend(ctx context.Context) ([]byte, error) {
+	v.op.Lock()
+	defer v.op.Unlock()
+	ctx, cancel := v.limit(ctx)
+	defer cancel()
+	state, err := v.suspend(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("suspend %s: %w", v.cfg.Name, err)
+	}
+	return state, nil
+}
+
+func (v *vm) suspend(ctx context.Context) ([]byte, error) {
+	s, finish, err := v.sink()
+	if err != nil {
+		return nil, err
+	}
+	saved, err := v.save(ctx, s)
+	if err := errors.Join(err, finish()); err != nil {
+		return nil, err
+	}
+	for _, c := range v.consoles {
+		if err := c.Drain(ctx); err != nil {
+			return nil, err
+		}
+	}
+	return encodeState(saved, &s.frames, s.kept)
+}
+
+// sink makes what takes the pages: into the memory file of a machine that was booted, and
+// else to be compared with it.
+func (v *vm) sink() (s *sink, finish func() error, err error) {
+	s = &sink{layout: v.layout}
+	if v.restored {
+		f, err := os.Open(v.cfg.MemoryPath)
+		if err != nil {
+			return nil, nil, err
+		}
+		v.dirtied = newComparer(f, v.cfg.Memory)
+		s.ram = v.dirtied.compare
+		return s, f.Close, nil
+	}
+	f, err := os.OpenFile(v.cfg.MemoryPath, os.O_WRONLY, 0)
+	if err != nil {
+		return nil, nil, err
+	}
+	w := &imageWriter{f: f, whole: v.image}
+	v.image = true
+	s.ram = w.write
+	return s, func() error { return errors.Join(w.flush(), f.Close()) }, nil
+}
+
+// save has xl save the domain, which is paused afterwards.
+func (v *vm) save(ctx context.Context, s *sink) (*stream.Domain, error) {
+	r, w, err := os.Pipe()
+	if err != nil {
+		return nil, err
+	}
+	defer r.Close()
+	defer context.AfterFunc(ctx, func() { r.Close() })()
+	type result struct {
+		domain *stream.Domain
+		err    error
+	}
+	read := make(chan result, 1)
+	go func() {
+		d, err := stream.Read(bufio.NewReaderSize(r, 1<<20), s.take)
+		if err != nil {
+			r.Close() // xl need not go on
+		}
+		read <- result{d, err}
+	}()
+	_, err = v.d.runTool(ctx, w, "save", "-p", fmt.Sprint(v.id), inheritedFile)
+	w.Close()
+	got := <-read
+	if got.err != nil && !(err != nil && errors.Is(got.err, stream.ErrTruncated)) {
+		return nil, got.err
+	}
+	return got.domain, err
+}
+
+// Resume implements [hypervisor.VM].
+func (v *vm) Resume(ctx context.Context) error {
+	v.op.Lock()
+	defer v.op.Unlock()
+	if err := ctx.Err(); err != nil {
+		return fmt.Errorf("resume %s: %w", v.cfg.Name, err)
+	}
+	for _, c := range v.consoles {
+		c.Resume()
+	}
+	if err := v.d.xen.Unpause(v.id); err != nil {
+		return fmt.Errorf("resume %s: %w", v.cfg.Name, err)
+	}
+	return nil
+}
+
+// Dirtied implements [hypervisor.VM].
+func (v *vm) Dirtied(context.Context) (*bitset.BitSet, io.ReaderAt, error) {
+	v.op.Lock()
+	defer v.op.Unlock()
+	if v.dirtied == nil {
+		return nil, nil, fmt.Errorf("find the pages that %s has written: it was not restored and suspended", v.cfg.Name)
+	}
+	return v.dirtied.dirtied, &ram{v.d.xen, v.id, v.layout, v.ctx.Done()}, nil
+}
+
+// Restore implements [hypervisor.VM].
+func (v *vm) Restore(ctx context.Context, b []byte) error {
+	err := v.restore(ctx, b)
+	if err == nil {
+		return nil
+	}
+	if v.ctx.Err() != nil && v.Err() == nil {
+		return fmt.Errorf("restore %s: it was killed", v.cfg.Name)
+	}
+	err = fmt.Errorf("restore %s: %w", v.cfg.Name, err)
+	if ctx.Err() != nil {
+		return err
+	}
+	return v.end(err)
+}
+
+func (v *vm) restore(ctx context.Context, b []byte) error {
+	v.op.Lock()
+	defer v.op.Unlock()
+	ctx, cancel := v.limit(ctx)
+	defer cancel()
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	s, err := decodeState(b)
+	if err != nil {
+		return fmt.Errorf("the device state does not load: %w", err)
+	}
+	if err := v.load(ctx, s); err != nil {
+		return fmt.Errorf("the device state does not load: %w", err)
+	}
+	memory, err := os.Open(v.cfg.MemoryPath)
+	if err != nil {
+		return err
+	}
+	defer memory.Close()
+	if err := fill(ctx, v.d.xen, v.id, v.layout, &s.frames, memory); err != nil {
+		return err
+	}
+	return v.run(ctx)
+}
+
+// load has xl make a domain of a state.
+func (v *vm) load(ctx context.Context, s *state) error {
+	r, w, err := os.Pipe()
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	go func() { // more than a pipe holds waits for xl to read
+		io.Copy(w, bytes.NewReader(s.saved))
+		w.Close()
+	}()
+	defer w.Close()
+	return v.create(ctx, hypervisor.Kernel{}, r, "restore", "-p", "-e")
+}

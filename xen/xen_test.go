@@ -1,0 +1,74 @@
+package xen
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/mpirun-sf/mpirun-sf/vmfork/guest"
+	"github.com/mpirun-sf/mpirun-sf/vmfork/hypervisor"
+	"github.com/mpirun-sf/mpirun-sf/vmfork/hypervisor/conformance"
+	"github.com/mpirun-sf/mpirun-sf/vmfork/hypervisor/conformance/counter"
+)
+
+// As the first process of a guest, this program is what the guest runs.
+func TestMain(m *testing.M) {
+	if os.Getpid() == 1 {
+		counter.Main()
+	}
+	os.Exit(m.Run())
+}
+
+// envKernel names the variable with the path of a guest's kernel that starts as PVH and
+// has the consoles' driver built in.
+const envKernel = "MPIRUN_SF_XEN_KERNEL"
+
+// find is the driver of this machine. Without Xen, the test is skipped.
+func find(t *testing.T) *Driver {
+	t.Helper()
+	d, err := Find(t.Context())
+	if errors.Is(err, hypervisor.ErrNotSupported) {
+		t.Skip(err)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { d.Close() })
+	return d
+}
+
+// makeGuest makes the guest of the tests: this program as its init.
+func makeGuest(t *testing.T) conformance.Guest {
+	t.Helper()
+	kernel := os.Getenv(envKernel)
+	if kernel == "" {
+		t.Skipf("%s names no kernel of a guest", envKernel)
+	}
+	me, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	initrd := filepath.Join(t.TempDir(), "initramfs")
+	f, err := os.Create(initrd)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := guest.WriteInitramfs(f, me, &guest.Kernel{}); err != nil {
+		t.Fatal(err)
+	}
+	if err := f.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return conformance.Guest{
+		Kernel:    hypervisor.Kernel{Image: kernel, Initrd: initrd},
+		Shape:     hypervisor.Shape{VCPUs: 1, Memory: 192 << 20},
+		BootLimit: 90 * time.Second,
+	}
+}
+
+func TestConformance(t *testing.T) {
+	d := find(t)
+	conformance.Run(t, d, makeGuest(t))
+}
