@@ -37,8 +37,8 @@ func (v *vm) suspend(ctx context.Context) ([]byte, error) {
 	if err := errors.Join(err, finish()); err != nil {
 		return nil, err
 	}
-	for _, c := range v.consoles {
-		if err := c.Drain(ctx); err != nil {
+	for _, p := range v.parts {
+		if err := p.Drain(ctx); err != nil {
 			return nil, err
 		}
 	}
@@ -104,8 +104,8 @@ func (v *vm) Resume(ctx context.Context) error {
 	if err := ctx.Err(); err != nil {
 		return fmt.Errorf("resume %s: %w", v.cfg.Name, err)
 	}
-	for _, c := range v.consoles {
-		c.Resume()
+	for _, p := range v.parts {
+		p.Resume()
 	}
 	if err := v.d.xen.Unpause(v.id); err != nil {
 		return fmt.Errorf("resume %s: %w", v.cfg.Name, err)

@@ -15,7 +15,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/mpirun-sf/mpirun-sf/vmfork/hypervisor"
-	"github.com/mpirun-sf/mpirun-sf/xen/device"
 	"github.com/mpirun-sf/mpirun-sf/xen/privcmd"
 	"github.com/mpirun-sf/mpirun-sf/xen/store"
 )
@@ -34,8 +33,8 @@ type vm struct {
 
 	op       sync.Mutex // guards all below, and is held by what changes the machine
 	id       privcmd.Domain
-	exists   bool // there is a domain, or may be one
-	consoles []*device.Console
+	exists   bool   // there is a domain, or may be one
+	parts    []part // devices
 	log      *consoleLog
 	watching chan struct{} // closed when nobody looks after the domain
 	image    bool          // the memory file is the machine's RAM, of an earlier suspension
@@ -49,6 +48,14 @@ type vm struct {
 
 var _ hypervisor.VM = (*vm)(nil)
 
+// part is a device of a machine (package device).
+type part interface {
+	Drain(ctx context.Context) error
+	Resume()
+	Close(ctx context.Context) error
+	Err() error
+}
+
 // newVM checks what is cheap to check.
 func (d *Driver) newVM(ctx context.Context, cfg hypervisor.Config) (*vm, error) {
 	if err := ctx.Err(); err != nil {
@@ -59,8 +66,8 @@ func (d *Driver) newVM(ctx context.Context, cfg hypervisor.Config) (*vm, error) 
 	} else if info.Size() != cfg.Memory {
 		return nil, fmt.Errorf("start %s: its memory file has %d bytes, want %d", cfg.Name, info.Size(), cfg.Memory)
 	}
-	if cfg.DiskPath != "" || cfg.Tap != nil {
-		return nil, fmt.Errorf("start %s: %w", cfg.Name, hypervisor.Lacksf("this driver has no disks and no network yet"))
+	if cfg.Tap != nil {
+		return nil, fmt.Errorf("start %s: %w", cfg.Name, hypervisor.Lacksf("machines of Xen's have no network here"))
 	}
 	var mark [6]byte
 	rand.Read(mark[:])
@@ -128,7 +135,14 @@ func (v *vm) run(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		v.consoles = append(v.consoles, c)
+		v.parts = append(v.parts, c)
+	}
+	if v.cfg.DiskPath != "" {
+		d, err := v.d.bus.NewDisk(ctx, uint16(v.id), v.cfg.DiskPath)
+		if err != nil {
+			return err
+		}
+		v.parts = append(v.parts, d)
 	}
 	var err error
 	if v.log, err = v.d.logConsole(ctx, v.id, consolePath(v.cfg)); err != nil {
@@ -139,7 +153,7 @@ func (v *vm) run(ctx context.Context) error {
 		return err
 	}
 	v.watching = make(chan struct{})
-	go v.watch(w, v.id)
+	go v.watch(w, v.id, v.parts)
 	return v.d.xen.Unpause(v.id)
 }
 
@@ -147,8 +161,8 @@ func (v *vm) run(ctx context.Context) error {
 const lookEvery = 2 * time.Second
 
 // watch ends the machine when its domain has ended by itself.
-func (v *vm) watch(w *store.Watch, id privcmd.Domain) {
-	reason := v.awaitEnd(w, id)
+func (v *vm) watch(w *store.Watch, id privcmd.Domain, parts []part) {
+	reason := v.awaitEnd(w, id, parts)
 	limited, cancel := context.WithTimeout(context.Background(), destroyLimit)
 	defer cancel()
 	w.Close(limited)
@@ -162,7 +176,7 @@ func (v *vm) watch(w *store.Watch, id privcmd.Domain) {
 }
 
 // awaitEnd returns why a domain ended, nil if the machine is ended.
-func (v *vm) awaitEnd(w *store.Watch, id privcmd.Domain) error {
+func (v *vm) awaitEnd(w *store.Watch, id privcmd.Domain, parts []part) error {
 	tick := time.NewTicker(lookEvery)
 	defer tick.Stop()
 	for {
@@ -182,6 +196,11 @@ func (v *vm) awaitEnd(w *store.Watch, id privcmd.Domain) error {
 			return err
 		case info.Shutdown && info.Reason != privcmd.Suspend:
 			return errors.New(info.Reason.String())
+		}
+		for _, p := range parts {
+			if err := p.Err(); err != nil {
+				return err
+			}
 		}
 	}
 }
@@ -243,8 +262,8 @@ func (v *vm) destroy(ctx context.Context) error {
 		return nil
 	}
 	var errs []error
-	for _, c := range v.consoles { // what is mapped of it would keep the domain
-		errs = append(errs, c.Close(ctx))
+	for _, p := range v.parts { // what is mapped of it would keep the domain
+		errs = append(errs, p.Close(ctx))
 	}
 	// One that was being made when xl was ended has no number yet, and may not be there.
 	_, err := v.d.runTool(ctx, nil, "destroy", v.name)

@@ -16,6 +16,8 @@ type Bus struct {
 	Store *store.Client
 	// Map maps a page that a guest has granted; the second result unmaps it.
 	Map func(domain uint16, ref uint32) ([]byte, func() error, error)
+	// Copy copies from and to pages that guests have granted.
+	Copy func([]gntdev.Segment) error
 	// Bind binds an event channel that a guest offers.
 	Bind func(domain uint16, port uint32) (*evtchn.Channel, error)
 }
@@ -23,7 +25,7 @@ type Bus struct {
 // NewBus is this machine's.
 func NewBus(s *store.Client, g *gntdev.Device) *Bus {
 	return &Bus{
-		Store: s, Bind: evtchn.Bind,
+		Store: s, Bind: evtchn.Bind, Copy: g.Copy,
 		Map: func(domain uint16, ref uint32) ([]byte, func() error, error) {
 			m, err := g.Map(domain, ref)
 			return m.Bytes, m.Unmap, err

@@ -26,6 +26,12 @@
 // successor gets what the guest did not. What the guest has written is in the socket
 // before a suspension is over ([Console.Drain]).
 //
+// # A disk
+//
+// A guest's disk (disk.go) is a ring of requests; what they move is copied by Xen between the guest's
+// pages and this process's, and read from or written to a file. Requests are done side by
+// side, for the file may be memtap's, and a read a fetch from another host.
+//
 // # Hostile guests
 //
 // A guest can write to its ring at any time. Indices are read once and checked; a
@@ -33,6 +39,7 @@
 //
 // # Locking
 //
+// A disk has one goroutine for its ring and one for each request; Disk.mu is held over each look at the ring.
 // Two goroutines run for a console, one for each way. Console.mu guards what they
 // share, how much of the socket is in the ring; nothing waits under it. Drain, Resume
 // and Close are called one at a time, and stop both first.
