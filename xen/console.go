@@ -1,9 +1,7 @@
 package xen
 
 import (
-	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -48,14 +46,4 @@ func (l *consoleLog) close() error {
 	err := l.tty.Close()
 	<-l.done
 	return err
-}
-
-// lastWords is the last line on a machine's console.
-func (v *vm) lastWords() string {
-	b, err := os.ReadFile(consolePath(v.cfg))
-	if errors.Is(err, os.ErrNotExist) {
-		return ""
-	}
-	lines := bytes.Split(bytes.TrimSpace(b), []byte("\n"))
-	return string(bytes.TrimSpace(lines[len(lines)-1]))
 }

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"strings"
 
 	"github.com/mpirun-sf/mpirun-sf/vmfork/descriptor"
@@ -166,9 +165,4 @@ func checkQuotable(all ...string) error {
 		}
 	}
 	return nil
-}
-
-// consolePath is where a machine's console log is.
-func consolePath(cfg hypervisor.Config) string {
-	return filepath.Join(cfg.Dir, cfg.Name+".console")
 }

@@ -145,7 +145,7 @@ func (v *vm) run(ctx context.Context) error {
 		v.parts = append(v.parts, d)
 	}
 	var err error
-	if v.log, err = v.d.logConsole(ctx, v.id, consolePath(v.cfg)); err != nil {
+	if v.log, err = v.d.logConsole(ctx, v.id, v.cfg.ConsolePath()); err != nil {
 		return err
 	}
 	w, err := v.d.store.Watch(ctx, store.ReleaseDomain)
@@ -168,7 +168,7 @@ func (v *vm) watch(w *store.Watch, id privcmd.Domain, parts []part) {
 	w.Close(limited)
 	close(v.watching)
 	if reason != nil {
-		if said := v.lastWords(); said != "" {
+		if said := hypervisor.ConsoleLog(v.cfg); said != "" {
 			reason = fmt.Errorf("%w (its console says: %s)", reason, said)
 		}
 		v.end(fmt.Errorf("%s: %w", v.cfg.Name, reason))

@@ -10,7 +10,6 @@ import (
 
 	"github.com/mpirun-sf/mpirun-sf/vmfork/agent"
 	"github.com/mpirun-sf/mpirun-sf/vmfork/hypervisor"
-	"github.com/mpirun-sf/mpirun-sf/vmfork/hypervisor/qemu"
 	"github.com/mpirun-sf/mpirun-sf/vmfork/network"
 	"github.com/mpirun-sf/mpirun-sf/vmfork/slice"
 	"github.com/mpirun-sf/mpirun-sf/vmfork/ticket"
@@ -359,7 +358,7 @@ func lastWords(vm hypervisor.VM, cfg hypervisor.Config) string {
 	if err := vm.Err(); err != nil {
 		s = ": " + err.Error()
 	}
-	if line := qemu.ConsoleLog(cfg); line != "" {
+	if line := hypervisor.ConsoleLog(cfg); line != "" {
 		s += fmt.Sprintf(" (the guest's console ends: %s)", line)
 	}
 	return s

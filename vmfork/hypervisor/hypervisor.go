@@ -4,15 +4,17 @@
 //
 // A fork needs four things (paper section 3.2): start a machine, suspend it
 // to the state that is not RAM, make a machine from such a state over a given
-// RAM, and kill it. RAM itself never goes through a driver: it is a file, and
-// who fills that file (a booting guest, or memtap) is not the driver's matter.
+// RAM, and kill it. RAM itself is not in what a driver returns: it is a file, and
+// who else fills that file (memtap) is not the driver's matter.
 //
-//  1. [Driver.Boot] starts a guest whose RAM is a shared mapping of
-//     [Config.MemoryPath]: what the guest writes is in the file.
-//  2. [Driver.Prepare] starts a hypervisor process of the same shape over a
-//     private mapping of a RAM file and leaves it waiting, so that process
-//     start is off the path of a fork.
-//  3. [VM.Restore] loads a device state into a prepared one and runs it.
+//  1. [Driver.Boot] starts a guest. When it is suspended, [Config.MemoryPath] is its
+//     RAM: because it was a shared mapping of the file all along, or because
+//     the driver has written it there.
+//  2. [Driver.Prepare] starts what can be started of a machine of the same shape over
+//     a RAM file, which it does not change, and leaves it waiting: what starts then
+//     is off the path of a fork.
+//  3. [VM.Restore] loads a device state into a prepared one and runs it. Its RAM comes
+//     from the file, page by page as it is touched, or all at once before.
 //  4. [VM.Suspend] stops a machine and writes its device state. From then on
 //     its RAM does not change: state and RAM belong to one instant. A booted
 //     machine's RAM is the file; of one that was restored, [VM.Dirtied] tells
@@ -68,7 +70,7 @@ type Shape struct {
 
 // Kernel is what a guest boots from.
 type Kernel struct {
-	Image   string // path of a bzImage
+	Image   string // path of a bzImage, or of an ELF file where the hypervisor takes one
 	Initrd  string // path of an initramfs
 	Cmdline string // without what the driver adds (console, clock)
 }
@@ -76,7 +78,7 @@ type Kernel struct {
 // Config describes one machine to start.
 type Config struct {
 	Name string // a word for logs and process lists: "parent", "clone-3"
-	Dir  string // an existing folder for the console log, owned by the job
+	Dir  string // an existing folder for the console log (ConsolePath), owned by the job
 	Shape
 
 	MemoryPath string // the RAM file, exactly Memory bytes long

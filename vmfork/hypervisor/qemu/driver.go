@@ -1,13 +1,10 @@
 package qemu
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"os/exec"
-	"path/filepath"
 	"regexp"
 	"strconv"
 
@@ -145,7 +142,7 @@ func (d *Driver) args(cfg hypervisor.Config, share string) []string {
 		"-global", "migration.send-configuration=off",
 		"-global", "virtio-mmio.force-legacy=false",
 		"-chardev", fmt.Sprintf("socket,id=monitor,fd=%d", fdMonitor), "-mon", "chardev=monitor,mode=control",
-		"-serial", "file:" + filepath.Join(cfg.Dir, cfg.Name+".console"),
+		"-serial", "file:" + cfg.ConsolePath(),
 		"-device", "virtio-serial-device",
 	}
 	for i, p := range cfg.Ports {
@@ -191,23 +188,4 @@ func (d *Driver) cmdline(own string) string {
 // which it cannot measure on a busy host.
 func ClockArguments() string {
 	return fmt.Sprintf(" tsc_early_khz=%d tsc=reliable", tscKHz())
-}
-
-// agentLine begins what the guest's agent says on the console when it gives up.
-const agentLine = "mpirun-sf agent: "
-
-// ConsoleLog returns what explains a machine's end best, for errors: the agent's
-// last line, or the end of what the kernel printed.
-func ConsoleLog(cfg hypervisor.Config) string {
-	b, err := os.ReadFile(filepath.Join(cfg.Dir, cfg.Name+".console"))
-	if err != nil {
-		return ""
-	}
-	if i := bytes.LastIndex(b, []byte(agentLine)); i >= 0 {
-		line, _, _ := bytes.Cut(b[i+len(agentLine):], []byte("\n"))
-		return string(bytes.TrimSpace(line))
-	}
-	t := tailBuffer{}
-	t.Write(b)
-	return t.last()
 }

@@ -4,8 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
-	"path/filepath"
 	"regexp"
 	"strings"
 	"testing"
@@ -124,16 +122,5 @@ func TestTailBuffer(t *testing.T) {
 	}
 	if len(b.buf) > 4096 {
 		t.Errorf("%d bytes are kept", len(b.buf))
-	}
-	dir := t.TempDir()
-	cfg := hypervisor.Config{Name: "clone-1", Dir: dir}
-	if got := ConsoleLog(cfg); got != "" {
-		t.Errorf("the console of nothing ends with %q", got)
-	}
-	if err := os.WriteFile(filepath.Join(dir, "clone-1.console"), []byte("one\ntwo\n\n"), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if got := ConsoleLog(cfg); got != "two" {
-		t.Errorf("the console ends with %q", got)
 	}
 }
