@@ -86,7 +86,7 @@ const lowMemory, highMemory = 0xfc000000, 4 << 30
 func (d *Driver) Describe(s hypervisor.Shape) hypervisor.Description {
 	return hypervisor.Description{
 		Accelerator: "xen", Machine: "pvh",
-		Devices:   []string{"console", "disk"},
+		Devices:   []string{"console", "vbd", "vif"},
 		MemoryMap: memoryMap(s.Memory),
 	}
 }

@@ -66,9 +66,6 @@ func (d *Driver) newVM(ctx context.Context, cfg hypervisor.Config) (*vm, error) 
 	} else if info.Size() != cfg.Memory {
 		return nil, fmt.Errorf("start %s: its memory file has %d bytes, want %d", cfg.Name, info.Size(), cfg.Memory)
 	}
-	if cfg.Tap != nil {
-		return nil, fmt.Errorf("start %s: %w", cfg.Name, hypervisor.Lacksf("machines of Xen's have no network here"))
-	}
 	var mark [6]byte
 	rand.Read(mark[:])
 	v := &vm{
@@ -130,19 +127,8 @@ func (v *vm) create(ctx context.Context, k hypervisor.Kernel, file *os.File, arg
 
 // run gives a paused domain its devices and lets it run.
 func (v *vm) run(ctx context.Context) error {
-	for i, p := range v.cfg.Ports {
-		c, err := v.d.bus.NewConsole(ctx, uint16(v.id), firstPort+i, p.Name, p.File)
-		if err != nil {
-			return err
-		}
-		v.parts = append(v.parts, c)
-	}
-	if v.cfg.DiskPath != "" {
-		d, err := v.d.bus.NewDisk(ctx, uint16(v.id), v.cfg.DiskPath)
-		if err != nil {
-			return err
-		}
-		v.parts = append(v.parts, d)
+	if err := v.addParts(ctx); err != nil {
+		return err
 	}
 	var err error
 	if v.log, err = v.d.logConsole(ctx, v.id, v.cfg.ConsolePath()); err != nil {
@@ -155,6 +141,36 @@ func (v *vm) run(ctx context.Context) error {
 	v.watching = make(chan struct{})
 	go v.watch(w, v.id, v.parts)
 	return v.d.xen.Unpause(v.id)
+}
+
+// addParts gives a domain its devices, in an order that is the machine's shape.
+func (v *vm) addParts(ctx context.Context) error {
+	bus, id := v.d.bus, uint16(v.id)
+	add := func(p part, err error) error {
+		if err == nil {
+			v.parts = append(v.parts, p)
+		}
+		return err
+	}
+	for i, p := range v.cfg.Ports {
+		c, err := bus.NewConsole(ctx, id, firstPort+i, p.Name, p.File)
+		if err := add(c, err); err != nil {
+			return err
+		}
+	}
+	if v.cfg.DiskPath != "" {
+		d, err := bus.NewDisk(ctx, id, v.cfg.DiskPath)
+		if err := add(d, err); err != nil {
+			return err
+		}
+	}
+	if v.cfg.Tap != nil {
+		n, err := bus.NewNetwork(ctx, id, v.cfg.MAC, v.cfg.Tap)
+		if err := add(n, err); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // lookEvery is how often a domain is looked at when nobody has said that one ended.

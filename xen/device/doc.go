@@ -32,6 +32,13 @@
 // pages and this process's, and read from or written to a file. Requests are done side by
 // side, for the file may be memtap's, and a read a fetch from another host.
 //
+// # A network device
+//
+// A guest's network device (network.go) has a ring of frames that it sends and one of pages that
+// it offers for frames. They go to a tap and come from one, whole and with checksums. No
+// frame is taken from the tap before the guest has room for it, so that what comes for a
+// machine that stands still waits there.
+//
 // # Hostile guests
 //
 // A guest can write to its ring at any time. Indices are read once and checked; a
@@ -40,6 +47,7 @@
 // # Locking
 //
 // A disk has one goroutine for its ring and one for each request; Disk.mu is held over each look at the ring.
+// A network device has a goroutine for each of its rings, which nobody else touches.
 // Two goroutines run for a console, one for each way. Console.mu guards what they
 // share, how much of the socket is in the ring; nothing waits under it. Drain, Resume
 // and Close are called one at a time, and stop both first.
