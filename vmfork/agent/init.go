@@ -9,7 +9,6 @@ import (
 	"path/filepath"
 	"runtime/debug"
 	"strings"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -103,30 +102,6 @@ func loadModules(list string) error {
 	return nil
 }
 
-// The agent's serial ports: orders, and the session.
-const (
-	ControlPort = "mpirun-sf.control"
-	DataPort    = "mpirun-sf.data"
-)
-
-// findPort returns the device of a serial port.
-func findPort(port string) (string, error) {
-	deadline := time.Now().Add(10 * time.Second)
-	for {
-		names, _ := filepath.Glob("/sys/class/virtio-ports/*/name")
-		for _, n := range names {
-			b, err := os.ReadFile(n)
-			if err == nil && strings.TrimSpace(string(b)) == port {
-				return "/dev/" + filepath.Base(filepath.Dir(n)), nil
-			}
-		}
-		if time.Now().After(deadline) {
-			return "", errors.New("find the way to the host: waited 10 s for the serial port " + port)
-		}
-		time.Sleep(5 * time.Millisecond)
-	}
-}
-
 // switchRoot makes the disk's root file system the root. The agent goes on
 // from the initramfs's memory; nothing of it is put on the disk.
 func switchRoot() error {
@@ -158,7 +133,7 @@ func switchRoot() error {
 // mountRoot mounts the whole disk or, on a disk with partitions, the first one
 // that holds a Linux root.
 func mountRoot(at string) (device string, err error) {
-	parts, _ := filepath.Glob("/sys/class/block/vda*")
+	parts, _ := filepath.Glob("/sys/class/block/*vda*") // some hypervisors' have a letter before
 	if len(parts) == 0 {
 		return "", errors.New("find the root file system: there is no disk vda")
 	}

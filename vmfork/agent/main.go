@@ -40,7 +40,7 @@ type agent struct {
 func serve(controlPort, data string) (err error) {
 	// Blocking, without Go's poller: the read returns in a process whose code
 	// has to be translated anew, and every function less shortens the pause.
-	fd, err := unix.Open(controlPort, unix.O_RDWR|unix.O_CLOEXEC, 0)
+	fd, err := openPort(controlPort)
 	if err != nil {
 		return fmt.Errorf("open the way to the host: %w", err)
 	}
@@ -140,10 +140,14 @@ func (a *agent) begin() error {
 			return err
 		}
 	}
-	port, err := os.OpenFile(a.data, os.O_RDWR, 0)
+	fd, err := openPort(a.data)
+	if err == nil {
+		err = unix.SetNonblock(fd, true) // a Close ends reads
+	}
 	if err != nil {
 		return fmt.Errorf("open the way to the host: %w", err)
 	}
+	port := os.NewFile(uintptr(fd), a.data)
 	if _, err := port.Write(a.identity.Session); err != nil {
 		return fmt.Errorf("begin a session with the host: %w", err)
 	}

@@ -1,0 +1,68 @@
+package agent
+
+import (
+	"os"
+	"path/filepath"
+	"strconv"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+func TestPortTerminal(t *testing.T) {
+	const line = "console=hvc0 quiet mpirun-sf.port=mpirun-sf.control:hvc1 mpirun-sf.port=mpirun-sf.data:hvc2 panic=-1\n"
+	for port, want := range map[string]string{ControlPort: "/dev/hvc1", DataPort: "/dev/hvc2", "mpirun-sf": "", "": ""} {
+		if got := portTerminal(line, port); got != want {
+			t.Errorf("port %q is %q, want %q", port, got, want)
+		}
+	}
+	if got := portTerminal("mpirun-sf.port=a:../../etc/passwd", "a"); got != "/dev/passwd" {
+		t.Errorf("a port outside of /dev is %q", got)
+	}
+}
+
+// Through a terminal bytes pass as they are, and through a file they do anyway.
+func TestOpenPort(t *testing.T) {
+	master, err := unix.Open("/dev/ptmx", unix.O_RDWR|unix.O_NOCTTY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(master)
+	if err := unix.IoctlSetPointerInt(master, unix.TIOCSPTLCK, 0); err != nil {
+		t.Fatal(err)
+	}
+	n, err := unix.IoctlGetInt(master, unix.TIOCGPTN)
+	if err != nil {
+		t.Fatal(err)
+	}
+	fd, err := openPort(filepath.Join("/dev/pts", strconv.Itoa(n)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(fd)
+	bytes := "\x00\x03\x04\n\r\x7f\x13\x11\xff"
+	if _, err := unix.Write(master, []byte(bytes)); err != nil {
+		t.Fatal(err)
+	}
+	got := make([]byte, 100)
+	if n, err := unix.Read(fd, got); err != nil || string(got[:n]) != bytes {
+		t.Errorf("read is %q (%v), want %q", got[:n], err, bytes)
+	}
+	if _, err := unix.Write(fd, []byte(bytes)); err != nil {
+		t.Fatal(err)
+	}
+	if n, err := unix.Read(master, got); err != nil || string(got[:n]) != bytes {
+		t.Errorf("written is %q (%v), want %q", got[:n], err, bytes)
+	}
+	path := filepath.Join(t.TempDir(), "file")
+	if err := os.WriteFile(path, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if fd, err = openPort(path); err != nil {
+		t.Fatal(err)
+	}
+	unix.Close(fd)
+	if _, err := openPort(""); err == nil {
+		t.Error("no port was opened")
+	}
+}
