@@ -25,6 +25,9 @@ type Machine struct {
 	// the same path, each with the libraries that it needs. Of /tmp, /run, /dev,
 	// /proc and /sys nothing can be brought: the rig has its own.
 	With []string
+	// LibraryPath is where their libraries are besides the usual places, as in
+	// LD_LIBRARY_PATH.
+	LibraryPath string
 	// Free is the space on its disk for what runs in it, in bytes; it also has
 	// tmpfs on /tmp, /run and /dev/shm. 0 is guest.DefaultFree.
 	Free int64
@@ -63,7 +66,7 @@ func Build(ctx context.Context, dir string, m Machine, log func(string)) (*Image
 		return nil, fmt.Errorf("build the rig's init: %w\n%s", err, out)
 	}
 	image, err := guest.Build(ctx, &guest.Cache{Dir: filepath.Join(dir, "image")}, guest.Spec{
-		Agent: init, Kernel: m.Kernel, With: m.With, Free: m.Free,
+		Agent: init, Kernel: m.Kernel, With: m.With, LibraryPath: m.LibraryPath, Free: m.Free,
 	}, log)
 	if err != nil {
 		return nil, fmt.Errorf("build the rig: %w", err)

@@ -1,0 +1,235 @@
+// Command testxen runs the tests of this project's Xen driver in the rig (package rig): in dom0 of a Xen that QEMU emulates.
+//
+//	testxen [-xen stock|paging] [-run REGEXP] [-short] [-v] [PACKAGE]...
+//	testxen [-xen stock|paging] -sh 'COMMANDS'
+//
+// Without packages it runs all below xen/. Logs, the console, the hypervisor's messages and the coverage are left in the folder
+// of -out. The first run fetches packages, and for -xen paging compiles the hypervisor, which takes minutes.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	machine "github.com/mpirun-sf/mpirun-sf/vmfork/hypervisor/rig"
+	"github.com/mpirun-sf/mpirun-sf/xen/rig"
+)
+
+// Places in the rig.
+const (
+	coverDir = "/root/cover"
+	logDir   = "/var/log/xen"
+)
+
+// options are the command line.
+type options struct {
+	flavour  rig.Flavour
+	run      string
+	short    bool
+	verbose  bool
+	make     bool
+	shell    string
+	out      string
+	cpus     int
+	limit    time.Duration
+	packages []string
+}
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, unix.SIGTERM, unix.SIGHUP)
+	defer stop()
+	o, err := parseOptions()
+	if err == nil {
+		err = run(ctx, o)
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "testxen:", err)
+		os.Exit(1)
+	}
+}
+
+func parseOptions() (o options, err error) {
+	flavour := flag.String("xen", string(rig.FlavourStock), "which hypervisor: stock, the distribution's; or paging, its source compiled with memory paging")
+	flag.StringVar(&o.run, "run", "", "a regular expression for tests, as go test has it")
+	flag.BoolVar(&o.short, "short", false, "let tests be short")
+	flag.BoolVar(&o.verbose, "v", false, "print what tests print")
+	flag.BoolVar(&o.make, "make", false, "fetch and compile what the rig is made of, and run nothing")
+	flag.StringVar(&o.shell, "sh", "", "run these commands of a shell in dom0 instead of tests")
+	flag.StringVar(&o.out, "out", "", "folder for logs and coverage; without it bin/xen-stock or bin/xen-paging")
+	flag.IntVar(&o.cpus, "cpus", 2, "processors of the machine")
+	flag.DurationVar(&o.limit, "limit", 10*time.Minute, "how long the tests of one package may take")
+	flag.Parse()
+	switch o.flavour = rig.Flavour(*flavour); o.flavour {
+	case rig.FlavourStock, rig.FlavourPaging:
+	default:
+		return o, fmt.Errorf("-xen %s: it is stock or paging", *flavour)
+	}
+	if o.out == "" {
+		o.out = filepath.Join("bin", "xen-"+*flavour)
+	}
+	if o.cpus < 1 {
+		return o, errors.New("-cpus is at least 1")
+	}
+	if o.packages = flag.Args(); len(o.packages) == 0 {
+		o.packages = []string{"./xen/..."}
+	}
+	return o, nil
+}
+
+func run(ctx context.Context, o options) error {
+	begin := time.Now()
+	cache, err := rig.DefaultCache(func(format string, args ...any) {
+		fmt.Fprintf(os.Stderr, "testxen: %s\n", fmt.Sprintf(format, args...))
+	})
+	if err != nil {
+		return err
+	}
+	if o.make {
+		return cache.Make(ctx, o.flavour)
+	}
+	dir, remove, err := cache.WorkDir()
+	if err != nil {
+		return err
+	}
+	defer remove()
+	if err := os.RemoveAll(o.out); err != nil {
+		return err
+	}
+	if err := os.MkdirAll(o.out, 0o755); err != nil {
+		return err
+	}
+	b := &bundle{}
+	var with []string
+	if o.shell == "" {
+		if b, err = compile(ctx, dir, o.packages, "./xen/..."); err != nil {
+			return err
+		}
+		with = append(with, b.dir)
+	}
+	r, err := rig.Start(ctx, cache, dir, rig.Options{Flavour: o.flavour, With: with, CPUs: o.cpus})
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	fmt.Fprintf(os.Stderr, "testxen: dom0 of Xen %s (%s) is up after %.0f s\n", r.Xen.Version, o.flavour, time.Since(begin).Seconds())
+	if o.shell != "" {
+		err = shell(ctx, r, o)
+	} else {
+		err = test(ctx, r, o, b)
+	}
+	// Also, and above all, of a rig whose tests failed.
+	gctx, cancel := context.WithTimeoutCause(context.WithoutCancel(ctx), time.Minute, errors.New("the rig had not given its logs after a minute"))
+	defer cancel()
+	err = errors.Join(err, gather(gctx, r, o))
+	err = errors.Join(err, r.Close())
+	fmt.Fprintf(os.Stderr, "testxen: %.0f s in all; logs are in %s\n", time.Since(begin).Seconds(), o.out)
+	return err
+}
+
+func shell(ctx context.Context, r *rig.Rig, o options) error {
+	res, err := r.Run(ctx, machine.Command{Args: []string{"sh", "-c", o.shell}, Env: r.Env}, os.Stdout, os.Stderr, o.out)
+	if err == nil && res.Status != 0 {
+		err = fmt.Errorf("the commands ended with status %d", res.Status)
+	}
+	return err
+}
+
+// test runs the suites one after the other.
+func test(ctx context.Context, r *rig.Rig, o options, b *bundle) error {
+	if res, err := r.Run(ctx, machine.Command{Args: []string{"mkdir", "-p", coverDir}}, io.Discard, os.Stderr, o.out); err != nil || res.Status != 0 {
+		return errors.Join(err, fmt.Errorf("mkdir %s ended with status %d", coverDir, res.Status))
+	}
+	var failed []string
+	for _, s := range b.suites {
+		ok, err := s.run(ctx, r, o)
+		if err != nil {
+			return err
+		}
+		if !ok {
+			failed = append(failed, s.name)
+		}
+	}
+	folder, err := os.MkdirTemp("", "mpirun-sf-testxen-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(folder)
+	if _, err := r.Run(ctx, machine.Command{Args: []string{"true"}, Bring: []string{coverDir}}, io.Discard, os.Stderr, folder); err != nil {
+		return fmt.Errorf("bring the coverage: %w", err)
+	}
+	percent, err := coverage(ctx, filepath.Join(folder, filepath.Base(coverDir)), filepath.Join(o.out, "cover.out"))
+	if err != nil {
+		return err
+	}
+	fmt.Print(percent)
+	if len(failed) > 0 {
+		return fmt.Errorf("failed: %s", strings.Join(failed, " "))
+	}
+	return nil
+}
+
+// run runs one suite in the rig. The error is the rig's.
+func (s *suite) run(ctx context.Context, r *rig.Rig, o options) (ok bool, err error) {
+	log, err := os.Create(filepath.Join(o.out, strings.ReplaceAll(s.name, "/", "-")+".log"))
+	if err != nil {
+		return false, err
+	}
+	defer log.Close()
+	to := io.Writer(log)
+	if o.verbose {
+		to = io.MultiWriter(log, os.Stdout)
+	}
+	read, err := read(ctx, to)
+	if err != nil {
+		return false, err
+	}
+	args := []string{
+		s.binary, "-test.v=test2json", "-test.paniconexit0", "-test.gocoverdir=" + coverDir,
+		"-test.timeout=" + o.limit.String(), "-test.run=" + o.run, fmt.Sprintf("-test.short=%v", o.short),
+	}
+	// The binary's own limit comes first, and tells where it hangs.
+	rctx, cancel := context.WithTimeoutCause(ctx, o.limit+30*time.Second, fmt.Errorf("the tests of %s had no end after %v", s.name, o.limit))
+	defer cancel()
+	res, err := r.Run(rctx, machine.Command{Args: args, Dir: s.dir, Env: r.Env}, read, read, o.out)
+	report, rerr := read.end()
+	if err = errors.Join(err, rerr); err != nil {
+		return false, err
+	}
+	ok, report.took = res.Status == 0, res.Took
+	fmt.Println(report.line(s.name, ok))
+	if !ok && !o.verbose {
+		said, err := os.ReadFile(log.Name())
+		if err != nil {
+			return false, err
+		}
+		fmt.Printf("%s", said)
+	}
+	return ok, nil
+}
+
+// gather brings what the hypervisor, dom0 and Xen's tools have logged.
+func gather(ctx context.Context, r *rig.Rig, o options) error {
+	err := os.WriteFile(filepath.Join(o.out, "console.log"), []byte(r.Console()), 0o644)
+	for name, args := range map[string][]string{"xl-dmesg.log": {"xl", "dmesg"}, "xl-info.log": {"xl", "info"}, "dmesg.log": {"dmesg"}} {
+		f, e := os.Create(filepath.Join(o.out, name))
+		if e != nil {
+			return errors.Join(err, e)
+		}
+		_, e = r.Run(ctx, machine.Command{Args: args, Bring: []string{logDir}}, f, f, o.out)
+		err = errors.Join(err, e, f.Close())
+		if e != nil {
+			break // the next would wait as long
+		}
+	}
+	return err
+}

@@ -1,0 +1,90 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+)
+
+// module is this project's.
+const module = "github.com/mpirun-sf/mpirun-sf/"
+
+// rigPackage has tests that are about the host's side of the rig.
+const rigPackage = module + "xen/rig"
+
+// A suite is the tests of one package, compiled.
+type suite struct {
+	name   string // the package without the module: "xen/rig/smoke"
+	binary string // path
+	dir    string // path of the folder it runs in: a copy of the package's
+}
+
+// A bundle is all suites, in a folder that goes into the rig.
+type bundle struct {
+	dir    string
+	suites []suite
+}
+
+// compile makes test binaries of the packages below dir, and copies their folders, which hold what tests read.
+func compile(ctx context.Context, dir string, patterns []string, covered string) (*bundle, error) {
+	list := exec.CommandContext(ctx, "go", append([]string{"list", "-f", "{{if or .TestGoFiles .XTestGoFiles}}{{.ImportPath}} {{.Dir}}{{end}}"}, patterns...)...)
+	list.Stderr = os.Stderr
+	out, err := list.Output()
+	if err != nil {
+		return nil, fmt.Errorf("list packages: %w", err)
+	}
+	b := &bundle{dir: filepath.Join(dir, "tests")}
+	for line := range strings.Lines(string(out)) {
+		path, from, ok := strings.Cut(strings.TrimSpace(line), " ")
+		if !ok || path == rigPackage {
+			continue
+		}
+		s := suite{name: strings.TrimPrefix(path, module)}
+		s.binary = filepath.Join(b.dir, "bin", strings.ReplaceAll(s.name, "/", "-")+".test")
+		s.dir = filepath.Join(b.dir, "src", s.name)
+		test := exec.CommandContext(ctx, "go", "test", "-c", "-trimpath", "-cover", "-coverpkg", covered, "-o", s.binary, path)
+		test.Env = append(os.Environ(), "CGO_ENABLED=0")
+		if out, err := test.CombinedOutput(); err != nil {
+			return nil, fmt.Errorf("compile the tests of %s: %w\n%s", s.name, err, out)
+		}
+		if err := copyFolder(s.dir, from); err != nil {
+			return nil, fmt.Errorf("copy the folder of %s: %w", s.name, err)
+		}
+		b.suites = append(b.suites, s)
+	}
+	if len(b.suites) == 0 {
+		return nil, fmt.Errorf("no package of %s has tests", strings.Join(patterns, " "))
+	}
+	return b, nil
+}
+
+// copyFolder copies a package's files and its testdata, and not the packages below it.
+func copyFolder(to, from string) error {
+	if err := os.MkdirAll(to, 0o755); err != nil {
+		return err
+	}
+	entries, err := os.ReadDir(from)
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		at := filepath.Join(to, e.Name())
+		switch {
+		case e.Name() == "testdata":
+			err = errors.Join(err, os.CopyFS(at, os.DirFS(filepath.Join(from, e.Name()))))
+		case e.Type().IsRegular():
+			var content []byte
+			if content, err = os.ReadFile(filepath.Join(from, e.Name())); err == nil {
+				err = os.WriteFile(at, content, 0o644)
+			}
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
