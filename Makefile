@@ -33,7 +33,7 @@ WHOLE     = ./mpirun-sf/e2e
 # These bring a hypervisor of their own.
 RIGS      = ./mpirun-sf/e2e/kvm
 
-.PHONY: build openmpi-plugin examples demo test test-all check test-whole test-parts test-kvm test-mpich lint bench-launch bench-fork bench-distribution bench-mpi install bindings install-bindings clean deps check-go
+.PHONY: build openmpi-plugin examples demo test test-all check test-whole test-parts test-kvm test-xen test-xen-paging test-mpich lint bench-launch bench-fork bench-distribution bench-mpi install bindings install-bindings clean deps check-go
 .NOTPARALLEL:
 
 build: check-go $(PRELOADS)
@@ -111,6 +111,15 @@ test-whole: check-go $(PRELOADS)
 test-kvm: deps
 	@mkdir -p bin/kvm
 	MPIRUN_SF_TEST_RESULTS=$(CURDIR)/bin/kvm $(GO) test -count=1 -v -timeout 15m $(RIGS)
+
+# The Xen driver's tests, in dom0 of Debian's Xen under QEMU's translator; neither root nor Xen is
+# needed. test-xen-paging has the same Xen with memory paging, which it compiles the first time. ARGS go
+# to the command, -run REGEXP and packages among them. Logs and coverage go to bin/xen-stock and bin/xen-paging.
+test-xen: deps
+	$(GO) run ./xen/rig/testxen $(ARGS)
+
+test-xen-paging: deps
+	$(GO) run ./xen/rig/testxen -xen paging $(ARGS)
 
 # MPICH's own tests of launchers, on clones and under hydra. The first time it builds MPICH, as
 # the user, which takes some minutes.
