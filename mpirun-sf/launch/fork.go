@@ -111,7 +111,7 @@ func (f *Fork) Checkpoint(ctx context.Context) error {
 	var holding context.Context
 	holding, f.held = context.WithCancel(context.WithoutCancel(ctx))
 	go f.API.HoldCheckpoint(holding, checkpoint)
-	go f.receive()
+	go f.receive(l)
 	return nil
 }
 

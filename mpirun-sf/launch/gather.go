@@ -54,8 +54,7 @@ const acceptPause = 10 * time.Millisecond
 
 // receive lets clones in as long as the fork is open. Strangers, and clones that
 // nobody awaits, are sent away; they cannot hold up others.
-func (f *Fork) receive() {
-	l := f.listener
+func (f *Fork) receive(l *net.TCPListener) {
 	for {
 		conn, err := l.Accept()
 		switch {
