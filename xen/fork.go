@@ -3,6 +3,7 @@ package xen
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -91,6 +92,9 @@ func (v *vm) save(ctx context.Context, s *sink) (*stream.Domain, error) {
 	_, err = v.d.runTool(ctx, w, "save", "-p", fmt.Sprint(v.id), inheritedFile)
 	w.Close()
 	got := <-read
+	if ctx.Err() != nil { // the pipe was closed for that
+		return nil, cmp.Or(err, ctx.Err())
+	}
 	if got.err != nil && !(err != nil && errors.Is(got.err, stream.ErrTruncated)) {
 		return nil, got.err
 	}
