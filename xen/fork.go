@@ -16,6 +16,8 @@ import (
 	"github.com/mpirun-sf/mpirun-sf/xen/stream"
 )
 
+var errNotStarted = errors.New("it was not restored yet")
+
 // Suspend implements [hypervisor.VM].
 func (v *vm) Suspend(ctx context.Context) ([]byte, error) {
 	v.op.Lock()
@@ -30,6 +32,9 @@ func (v *vm) Suspend(ctx context.Context) ([]byte, error) {
 }
 
 func (v *vm) suspend(ctx context.Context) ([]byte, error) {
+	if v.id == 0 { // which is this domain's own number
+		return nil, errNotStarted
+	}
 	s, finish, err := v.sink()
 	if err != nil {
 		return nil, err
@@ -105,7 +110,11 @@ func (v *vm) save(ctx context.Context, s *sink) (*stream.Domain, error) {
 func (v *vm) Resume(ctx context.Context) error {
 	v.op.Lock()
 	defer v.op.Unlock()
-	if err := ctx.Err(); err != nil {
+	err := ctx.Err()
+	if v.id == 0 {
+		err = errNotStarted
+	}
+	if err != nil {
 		return fmt.Errorf("resume %s: %w", v.cfg.Name, err)
 	}
 	for _, p := range v.parts {

@@ -224,3 +224,36 @@ func TestComplaints(t *testing.T) {
 		t.Errorf("it is %v", err)
 	}
 }
+
+// What is only prepared has no domain, and number 0 is this one's own.
+func TestPrepared(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "memory")
+	if err := os.WriteFile(path, make([]byte, 1<<20), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	cfg := hypervisor.Config{Name: "clone-1", Dir: t.TempDir(), Shape: hypervisor.Shape{VCPUs: 1, Memory: 1 << 20}, MemoryPath: path}
+	d := &Driver{}
+	vm, err := d.Prepare(t.Context(), cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := vm.Suspend(t.Context()); !errors.Is(err, errNotStarted) {
+		t.Errorf("suspended: %v", err)
+	}
+	if err := vm.Resume(t.Context()); !errors.Is(err, errNotStarted) {
+		t.Errorf("resumed: %v", err)
+	}
+	err = vm.Restore(t.Context(), []byte("noise"))
+	if !errors.Is(err, errState) || !strings.HasPrefix(err.Error(), "restore clone-1: the device state does not load: ") {
+		t.Errorf("restored: %v", err)
+	}
+	<-vm.Done()
+	vm.Kill()
+	if !errors.Is(vm.Err(), errState) {
+		t.Errorf("it is gone because of %v", vm.Err())
+	}
+	cfg.Memory = 2 << 20
+	if _, err := d.Prepare(t.Context(), cfg); err == nil || !strings.Contains(err.Error(), "1048576 bytes, want 2097152") {
+		t.Errorf("a memory file of another size: %v", err)
+	}
+}

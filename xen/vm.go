@@ -90,9 +90,6 @@ func (v *vm) boot(ctx context.Context, k hypervisor.Kernel) error {
 	ctx, cancel := v.limit(ctx)
 	defer cancel()
 	k.Cmdline = cmdline(k.Cmdline, v.cfg.Ports)
-	if err := checkQuotable(v.name, k.Image, k.Initrd, k.Cmdline); err != nil {
-		return err
-	}
 	if err := v.create(ctx, k, nil, "create", "-q", "-p", "-e"); err != nil {
 		return err
 	}
@@ -101,6 +98,9 @@ func (v *vm) boot(ctx context.Context, k hypervisor.Kernel) error {
 
 // create has xl make the domain, paused. file is what it reads a state from.
 func (v *vm) create(ctx context.Context, k hypervisor.Kernel, file *os.File, args ...string) error {
+	if err := checkQuotable(v.name, k.Image, k.Initrd, k.Cmdline); err != nil {
+		return err
+	}
 	path := filepath.Join(v.cfg.Dir, v.name+".cfg")
 	if err := os.WriteFile(path, []byte(config(v.name, v.cfg.Shape, k)), 0o600); err != nil {
 		return err
