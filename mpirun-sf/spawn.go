@@ -87,7 +87,7 @@ func (j *host) spawn(ctx context.Context, apps []launch.App) (places []launch.Pl
 	release = give
 	defer func() {
 		if err != nil {
-			release()
+			give() // release is what was returned by then
 		}
 	}()
 	for _, p := range old {

@@ -59,7 +59,7 @@ func parseOptions() (o options, err error) {
 	flag.IntVar(&o.runs, "runs", 1, "runs of each entry on each side; it passes if all do")
 	flag.Int64Var(&o.ranks, "ranks", 8, "ranks that may run at once: entries with few run beside each other")
 	flag.Float64Var(&o.stretch, "stretch", 4, "how much longer than its testlist says an entry may take, on all sides")
-	cloneFlags := flag.String("clone-options", "--memory 256M", "more options for clones")
+	cloneFlags := flag.String("clone-options", "--memory 192M --start-timeout 10m", "more options for clones")
 	flag.StringVar(&o.out, "out", "benchmarks/results/mpich-suite.json", "file for results; - for none")
 	flag.StringVar(&o.doc, "doc", "docs/mpich-suite.md", "document whose results are replaced; - for none")
 	flag.Parse()
