@@ -80,7 +80,7 @@ func Start(ctx context.Context, c *Cache, dir string, o Options) (*Rig, error) {
 	for _, t := range tools {
 		found, _ := filepath.Glob(filepath.Join(x.Root, "usr/lib/xen-*/bin", t))
 		if len(found) != 1 {
-			return nil, fmt.Errorf("Xen's packages have %d programs %s instead of one", len(found), t)
+			return nil, fmt.Errorf("the packages of Xen have %d programs %s instead of one", len(found), t)
 		}
 		with = append(with, found[0])
 	}

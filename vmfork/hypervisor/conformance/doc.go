@@ -20,8 +20,7 @@
 // its files:
 //
 //  1. Clones of one file go on from where their parent stood, and cause reads of
-//     the window's size and no others. What they free is reported, and changes
-//     nothing for each other.
+//     the window's size and no others.
 //  2. A page that is on its way does not hinder a kill, and one that comes late
 //     lets the clone go on.
 //  3. A page that cannot be had, and a memtap that is gone, end the machine, with

@@ -15,10 +15,6 @@ import (
 	"github.com/mpirun-sf/mpirun-sf/vmfork/slice"
 )
 
-// reportLimit is how long a guest may take to report pages that it has freed:
-// Linux waits two seconds (mm/page_reporting.c).
-const reportLimit = 30 * time.Second
-
 // RunMemory tests a driver's machines over files of memtap. It needs what the
 // driver and memtap need, and fails without.
 func RunMemory(t *testing.T, d hypervisor.Driver, g Guest) {
@@ -119,7 +115,7 @@ func (s *memorySuite) faults(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	one, first := s.clone(t, "clone-1", path)
+	_, first := s.clone(t, "clone-1", path)
 	two, second := s.clone(t, "clone-2", path)
 	goesOn := func(e *ear) {
 		t.Helper()
@@ -146,33 +142,19 @@ func (s *memorySuite) faults(t *testing.T) {
 	if c.BytesFetched < 16<<20 || c.BytesFetched > s.g.Shape.Memory*3/4 {
 		t.Errorf("%d bytes were fetched, want those that clones touch", c.BytesFetched)
 	}
-	before := c.Punches
-	one.order(t, "f")
-	first.obeyed(t, 1, soon)
-	for end := time.Now().Add(reportLimit); tap.Counters("memory").Punches == before; time.Sleep(50 * time.Millisecond) {
-		if time.Now().After(end) {
-			t.Fatalf("waited %v for pages that were freed to be reported", reportLimit)
-		}
-	}
-	goesOn(first)
-	goesOn(second)
-	one.order(t, "c")
-	if c := first.obeyed(t, 2, soon); !c.whole {
-		t.Errorf("after pages were reported, a clone's memory is %v", c)
-	}
 	if c = tap.Counters("memory"); c.Errors != 0 || c.RefusedWrites != 0 {
 		t.Errorf("%d errors (%v), %d writes", c.Errors, tap.Err("memory"), c.RefusedWrites)
 	}
 	// What is private to a clone is what it has written, whoever faulted it in.
-	if _, err := one.Suspend(limit(t, soon)); err != nil {
+	if _, err := two.Suspend(limit(t, soon)); err != nil {
 		t.Fatal(err)
 	}
-	pages, _, err := one.Dirtied(limit(t, soon))
+	pages, _, err := two.Dirtied(limit(t, soon))
 	if err != nil {
 		t.Fatal(err)
 	}
-	if n := pages.Count(); n < 16<<8 || n > 16<<8+uint(s.g.Shape.Memory/4096/8) {
-		t.Errorf("a clone that filled 16 MB and read another 16 has %d pages of its own", n)
+	if n := pages.Count(); n == 0 || n > 8<<8 {
+		t.Errorf("a clone that has read 16 MB has %d pages of its own", n)
 	} else {
 		t.Logf("%d pages are its own", n)
 	}

@@ -14,9 +14,9 @@ import (
 	"github.com/mpirun-sf/mpirun-sf/vmfork/hypervisor"
 )
 
-// The probe's loop, and what a step of it may take. Hardware needs some 0.3 ns
-// for one, a hypervisor whose processor is itself translated about 2, and a host
-// that emulates instruction by instruction was seen to take 650. What a step
+// The probe's loop, and what a step of it may take. Hardware needs less than a
+// nanosecond for one, and a host that emulates instruction by instruction was seen
+// to take 650. What a step
 // takes is taken from the best of several rounds, each twice as long as the one
 // before: a busy host makes rounds longer, and none shorter, and what entering
 // and leaving the guest costs, which on emulated processors is much, is lost in

@@ -28,7 +28,7 @@ func main() {
 		fmt.Fprintln(os.Stderr, "usage: dom0 ROOT")
 		os.Exit(2)
 	}
-	ctx, cancel := context.WithTimeoutCause(context.Background(), startLimit, fmt.Errorf("Xen's daemons had not started after %v", startLimit))
+	ctx, cancel := context.WithTimeoutCause(context.Background(), startLimit, fmt.Errorf("the daemons of Xen had not started after %v", startLimit))
 	defer cancel()
 	if err := up(ctx, os.Args[1]); err != nil {
 		fmt.Fprintln(os.Stderr, "dom0:", err)

@@ -4,7 +4,7 @@
 //	<a number drawn at boot> <counter> <whether its memory is as it was> <letters obeyed>
 //
 // and it does what the host says by letters: c looks whether memory is as it was
-// that it has not touched since its boot, f fills some memory and gives it back;
+// that it has not touched since its boot;
 // and it ends by o for off, r for restart, p for a kernel that panics.
 //
 // It is a package, so that a program of tests can be its own guest where there is no
@@ -72,10 +72,6 @@ func run() error {
 				if !cold.whole() {
 					damaged.Store(true)
 				}
-			case 'f':
-				if err := fillAndFree(); err != nil {
-					damaged.Store(true)
-				}
 			case 'r':
 				unix.Reboot(unix.LINUX_REBOOT_CMD_RESTART)
 			case 'p':
@@ -120,18 +116,6 @@ func (p *pattern) whole() bool {
 		}
 	}
 	return true
-}
-
-// fillAndFree writes memory and gives it back to the kernel.
-func fillAndFree() error {
-	mem, err := unix.Mmap(-1, 0, 16<<20, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
-	if err != nil {
-		return err
-	}
-	for i := 0; i < len(mem); i += 4096 {
-		mem[i] = 1
-	}
-	return unix.Munmap(mem)
 }
 
 // openPort waits for the serial port of that name: one that has the name, or the
