@@ -175,7 +175,7 @@ func (b *bench) hang(ctx context.Context) error {
 	}
 	defer c.Close()
 	var endings jobs.Endings
-	programs := [][]string{{"hello"}, {"ring"}, {"pi", "1000000"}, {"alltoall"}}
+	programs := [][]string{{"hello"}, {"ring"}, {"pi", "1000000"}, {"alltoall", "4"}}
 	for n := range b.jobs {
 		args := []string{"-v", "-np", fmt.Sprint(hangHosts * hangRanks), "--hosts", hostList(c.Hosts(), hangRanks)}
 		if n/len(programs)%2 == 1 { // two ranks in one clone, instead of two clones

@@ -12,7 +12,7 @@ import (
 const hangRanks = 4
 
 // hangPrograms are examples that send in different ways, and their arguments.
-var hangPrograms = [][]string{{"hello"}, {"ring"}, {"pi", "1000000"}, {"alltoall"}}
+var hangPrograms = [][]string{{"hello"}, {"ring"}, {"pi", "1000000"}, {"alltoall", "4"}}
 
 // hang counts jobs that do not end, of both families. Half of them have two clones with two ranks each, half have four.
 func (b *bench) hang(ctx context.Context) error {
