@@ -176,41 +176,48 @@ func endWith(ctx context.Context, setDeadline func(time.Time) error) func() {
 	}
 }
 
-// take takes from the port what the guest has read.
+// take takes from the port what the guest has read, and wakes fill: there is room.
 func (c *Console) take() error {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	unread, err := c.ring.unread()
-	if err != nil {
-		return err
-	}
-	rest := make([]byte, max(0, c.copied-unread))
-	if len(rest) == 0 {
-		return nil
-	}
 	raw, err := c.port.SyscallConn()
 	if err != nil {
 		return err
 	}
-	failed := raw.Control(func(fd uintptr) { // not Read, in which fill may be
-		for err == nil && len(rest) > 0 {
-			var n int
-			if n, _, err = unix.Recvfrom(int(fd), rest, unix.MSG_DONTWAIT); n > 0 {
-				rest = rest[n:]
-			} else if err == nil {
-				err = io.ErrUnexpectedEOF
-			}
-		}
+	var taken int
+	var failed error
+	err = raw.Control(func(fd uintptr) { // not Read, in which fill may be
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		taken, failed = c.takeRead(int(fd))
 	})
-	if err := errors.Join(failed, err); err != nil {
-		return fmt.Errorf("take what the guest has read from its port: %w", err)
+	if taken > 0 {
+		select {
+		case c.woken <- struct{}{}:
+		default:
+		}
 	}
-	c.copied = unread
-	select {
-	case c.woken <- struct{}{}:
-	default:
+	return errors.Join(err, failed)
+}
+
+// takeRead is take, with the lock held.
+func (c *Console) takeRead(fd int) (taken int, err error) {
+	unread, err := c.ring.unread()
+	if err != nil {
+		return 0, err
 	}
-	return nil
+	rest := make([]byte, max(0, c.copied-unread))
+	for err == nil && len(rest) > 0 {
+		var n int
+		if n, _, err = unix.Recvfrom(fd, rest, unix.MSG_DONTWAIT); n > 0 {
+			rest, taken = rest[n:], taken+n
+		} else if err == nil {
+			err = io.ErrUnexpectedEOF
+		}
+	}
+	c.copied -= taken
+	if err != nil {
+		return taken, fmt.Errorf("take what the guest has read from its port: %w", err)
+	}
+	return taken, nil
 }
 
 // fill copies what comes to the port into the guest's ring until ctx ends, or nothing
@@ -248,6 +255,10 @@ func (c *Console) copy() (full bool, err error) {
 	err = raw.Read(func(fd uintptr) bool {
 		c.mu.Lock()
 		defer c.mu.Unlock()
+		// First, for else there could be more of what is copied than is looked at.
+		if _, failed = c.takeRead(int(fd)); failed != nil {
+			return true
+		}
 		n, _, err := unix.Recvfrom(int(fd), head, unix.MSG_PEEK|unix.MSG_DONTWAIT)
 		switch {
 		case errors.Is(err, unix.EAGAIN), err == nil && n > 0 && n <= c.copied:
