@@ -156,6 +156,7 @@ func TestDrillKillHypervisor(t *testing.T) {
 // TestDrillKillSSH: the connection that a daemon hangs on. Its host's server of SSH
 // lives on.
 func TestDrillKillSSH(t *testing.T) {
+	slow(t)
 	f := drillFarm(t)
 	run := f.sleepers(t)
 	if out, err := f.Host(1).Command(t.Context(), "pkill", "-KILL", "-f", "^sshd: root").CombinedOutput(); err != nil {
@@ -194,6 +195,7 @@ func TestDrillLoseHost(t *testing.T) {
 // TestDrillLoseHead: the host of the launcher and of the job's coordinator, with
 // everything on it. The others find out by themselves.
 func TestDrillLoseHead(t *testing.T) {
+	slow(t)
 	t.Run("power", func(t *testing.T) {
 		f := drillFarm(t)
 		run := f.sleepers(t)
@@ -240,6 +242,7 @@ func (f *farm) forgets(t *testing.T, numbers ...int) {
 
 // TestDrillCutForASecond: the network fails for a second, and nothing else does.
 func TestDrillCutForASecond(t *testing.T) {
+	slow(t)
 	f := drillFarm(t)
 	for _, host := range []int{0, 2} {
 		t.Run(f.Host(host).Name, func(t *testing.T) {
@@ -276,6 +279,7 @@ func TestDrillCutForASecond(t *testing.T) {
 // TestDrillCutForEver: the network between a host and all others is gone, while the
 // host lives. Both sides find out.
 func TestDrillCutForEver(t *testing.T) {
+	slow(t)
 	for _, host := range []int{2, 0} {
 		t.Run(hostName(host), func(t *testing.T) {
 			f := drillFarm(t)
@@ -308,6 +312,7 @@ func hostName(host int) string { return fmt.Sprintf("host%d", host) }
 
 // TestDrillCutBetween: two hosts reach the launcher's, but not each other.
 func TestDrillCutBetween(t *testing.T) {
+	slow(t)
 	f := drillFarm(t)
 	run := f.sleepers(t)
 	if err := f.CutBetween(1, 2); err != nil {
@@ -323,6 +328,7 @@ func TestDrillCutBetween(t *testing.T) {
 // TestDrillLoss: every tenth packet is lost, of all hosts, in all modes of
 // distribution; a short test takes the mode that is chosen by itself.
 func TestDrillLoss(t *testing.T) {
+	slow(t)
 	f := drillFarm(t)
 	for host := range farmSize {
 		// Half of it on either end of a packet's way.

@@ -24,17 +24,19 @@ func copyTo(t *testing.T, dir, name string) {
 
 // TestHello: each rank in a clone of its own, by whose name it goes.
 func TestHello(t *testing.T) {
-	everywhere(t, func(t *testing.T, p place) {
-		dir := t.TempDir()
-		copyTo(t, dir, "hello")
-		r := p.start(t, command{args: []string{"-np", "4", "./hello"}, dir: dir}).wait().succeeds(t)
-		if n := strings.Count(r.stdout, "\n"); n != 4 {
-			t.Errorf("%d lines of output instead of 4", n)
-		}
-		for rank, clone := range p.clones(t, r.stdout, 4) {
-			has(t, r.stdout, fmt.Sprintf("hello from rank %d of 4 on %s: sum 6, allreduce …", rank, clone))
-		}
-	})
+	for _, p := range places {
+		t.Run(string(p), func(t *testing.T) {
+			dir := t.TempDir()
+			copyTo(t, dir, "hello")
+			r := p.start(t, command{args: []string{"-np", "4", "./hello"}, dir: dir}).wait().succeeds(t)
+			if n := strings.Count(r.stdout, "\n"); n != 4 {
+				t.Errorf("%d lines of output instead of 4", n)
+			}
+			for rank, clone := range p.clones(t, r.stdout, 4) {
+				has(t, r.stdout, fmt.Sprintf("hello from rank %d of 4 on %s: sum 6, allreduce …", rank, clone))
+			}
+		})
+	}
 }
 
 // TestRanksPerClone: hello with two ranks on each clone, which has two CPUs.

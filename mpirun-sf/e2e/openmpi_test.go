@@ -63,11 +63,11 @@ func TestOpenMPI(t *testing.T) {
 func TestOpenMPIEnds(t *testing.T) {
 	program := openMPI(t)
 	nothingIsLeft(t)
-	places := []place{onHost}
+	in := []place{onHost}
 	if full {
-		places = append(places, inside)
+		in = append(in, inside)
 	}
-	for _, p := range places {
+	for _, p := range in {
 		for _, c := range []struct {
 			what   string
 			status int

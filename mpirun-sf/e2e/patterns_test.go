@@ -53,6 +53,7 @@ echo "status $?"; cat /root/file file; ls`)
 }
 
 func TestPatternSandboxLimit(t *testing.T) {
+	slow(t)
 	r := inVM(t, nil, "LIMIT=3 examples/fork/sandbox.sh sleep 1000; echo status $?; sf list | wc -l")
 	if r.stdout != "status 124\n1\n" {
 		t.Errorf("got %q", r.stdout)
@@ -72,6 +73,7 @@ func TestPatternPairs(t *testing.T) {
 }
 
 func TestPatternLoad(t *testing.T) {
+	slow(t)
 	r := inVM(t, python(t), "examples/fork/load.py --most 2; sf list | wc -l")
 	m := regexp.MustCompile(`(?m)^56 jobs done, sum 5276706; forked (\d+) workers, killed (\d+), ([12]) at once at most\n1\n$`).FindStringSubmatch(r.stdout)
 	if r.status != 0 || m == nil || m[1] != m[2] || m[1] < "2" {
@@ -80,6 +82,7 @@ func TestPatternLoad(t *testing.T) {
 }
 
 func TestPatternOpportunistic(t *testing.T) {
+	slow(t)
 	r := inVM(t, python(t), "examples/fork/opportunistic.py --tasks 7 --ask 3; sf list | wc -l")
 	if r.status != 0 || !strings.Contains(r.stdout, "primes below 140000, in ") || !strings.HasSuffix(r.stdout, " rounds\n1\n") {
 		t.Errorf("got %q", r.stdout)
@@ -87,6 +90,7 @@ func TestPatternOpportunistic(t *testing.T) {
 }
 
 func TestPatternFrames(t *testing.T) {
+	slow(t)
 	r := inVM(t, nil, "examples/fork/frames.sh 3 6; examples/fork/frames.sh 0 6; ls")
 	if l := strings.Split(r.stdout, "\n"); r.status != 0 || len(l) < 3 || l[0] != l[1] || !strings.HasSuffix(r.stdout, " frames.txt\nexamples\nframes.txt\nvmfork\n") {
 		t.Errorf("got %q", r.stdout)
