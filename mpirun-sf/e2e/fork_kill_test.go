@@ -8,7 +8,7 @@ import (
 // TestKillLauncherInFork: SIGKILL of the launcher, for which nobody can prepare, at
 // moments of a fork. All that belongs to the machine goes with it.
 func TestKillLauncherInFork(t *testing.T) {
-	delays := []time.Duration{10 * time.Millisecond, 60 * time.Millisecond, 150 * time.Millisecond}
+	delays := []time.Duration{60 * time.Millisecond}
 	if full {
 		delays = nil
 		for d := time.Duration(0); d < 600*time.Millisecond; d += 20 * time.Millisecond {

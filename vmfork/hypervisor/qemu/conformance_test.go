@@ -19,6 +19,9 @@ func TestConformance(t *testing.T) {
 }
 
 func TestMemory(t *testing.T) {
+	if testing.Short() {
+		t.Skip("-short: make test-all runs it")
+	}
 	accel, _ := Probe(t.Context())
 	d, err := Find(t.Context(), accel)
 	if err != nil {
