@@ -53,8 +53,7 @@ func TestSpawnInside(t *testing.T) {
 		program, libraries := compileSpawning(t)
 		run := inside.start(t, command{args: []string{"-np", "1", program, "2", "60000", "1"}, env: []string{"LD_LIBRARY_PATH=" + libraries}})
 		r := run.wait().succeeds(t)
-		has(t, r.stdout, "spawn 2: 2 children", "spawn 60000: MPI_ERR_SPAWN", "spawn 1: 1 children")
-		inside.clones(t, r.stdout, 3)
+		has(t, r.stdout, "spawn 2: 2 children", "spawn 60000: another error", "spawn 1: 1 children")
 	})
 	// Nothing of all this goes on in the machine itself.
 	if r := machine.in(t, "ps -A -o comm="); strings.Contains(r.stdout, "mpirun-sf") || strings.Contains(r.stdout, "spawn") {
