@@ -10,6 +10,7 @@ import (
 
 	"github.com/mpirun-sf/mpirun-sf/vmfork/descriptor"
 	"github.com/mpirun-sf/mpirun-sf/vmfork/hypervisor"
+	"github.com/mpirun-sf/mpirun-sf/vmfork/hypervisor/guestport"
 	"github.com/mpirun-sf/mpirun-sf/xen/device"
 	"github.com/mpirun-sf/mpirun-sf/xen/gntdev"
 	"github.com/mpirun-sf/mpirun-sf/xen/privcmd"
@@ -125,7 +126,7 @@ func (d *Driver) Prepare(ctx context.Context, cfg hypervisor.Config) (hypervisor
 func cmdline(own string, ports []hypervisor.Port) string {
 	line := "console=hvc0 quiet panic=-1 " + own
 	for i, p := range ports {
-		line += fmt.Sprintf(" mpirun-sf.port=%s:hvc%d", p.Name, firstPort+i)
+		line += " " + guestport.Argument(p.Name, fmt.Sprintf("hvc%d", firstPort+i))
 	}
 	return line
 }

@@ -13,7 +13,14 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/mpirun-sf/mpirun-sf/vmfork/guest"
+	"github.com/mpirun-sf/mpirun-sf/vmfork/hypervisor/guestport"
 	"github.com/mpirun-sf/mpirun-sf/vmfork/network"
+)
+
+// The agent's serial ports: orders, and the session.
+const (
+	ControlPort = "mpirun-sf.control"
+	DataPort    = "mpirun-sf.data"
 )
 
 // KernelArguments are the guest kernel's for the agent's sake. What the kernel
@@ -54,11 +61,11 @@ func boot() error {
 	if err := loadModules(guest.ModulesList); err != nil {
 		return err
 	}
-	control, err := findPort(ControlPort)
+	control, err := guestport.Find(ControlPort)
 	if err != nil {
 		return err
 	}
-	data, err := findPort(DataPort)
+	data, err := guestport.Find(DataPort)
 	if err != nil {
 		return err
 	}

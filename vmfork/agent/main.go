@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/mpirun-sf/mpirun-sf/vmfork/hypervisor/guestport"
 	"github.com/mpirun-sf/mpirun-sf/vmfork/network"
 )
 
@@ -40,7 +41,7 @@ type agent struct {
 func serve(controlPort, data string) (err error) {
 	// Blocking, without Go's poller: the read returns in a process whose code
 	// has to be translated anew, and every function less shortens the pause.
-	fd, err := openPort(controlPort)
+	fd, err := guestport.Open(controlPort)
 	if err != nil {
 		return fmt.Errorf("open the way to the host: %w", err)
 	}
@@ -140,7 +141,7 @@ func (a *agent) begin() error {
 			return err
 		}
 	}
-	fd, err := openPort(a.data)
+	fd, err := guestport.Open(a.data)
 	if err == nil {
 		err = unix.SetNonblock(fd, true) // a Close ends reads
 	}

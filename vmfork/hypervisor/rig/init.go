@@ -13,11 +13,15 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/mpirun-sf/mpirun-sf/vmfork/guest"
+	"github.com/mpirun-sf/mpirun-sf/vmfork/hypervisor/guestport"
 	"github.com/mpirun-sf/mpirun-sf/vmfork/network"
 )
 
-// portLimit is how long the port and the disk may take to appear.
-const portLimit = 30 * time.Second
+// disk has the root, and diskLimit is how long it may take to appear.
+const (
+	disk      = "/dev/vda"
+	diskLimit = 30 * time.Second
+)
 
 // serving is the argument of the process that serves commands.
 const serving = "serve"
@@ -53,18 +57,14 @@ func live() error {
 	if err := loadModules(); err != nil {
 		return err
 	}
-	port, err := await("the serial port "+portName, findPort)
+	port, err := guestport.Find(portName)
 	if err != nil {
 		return err
 	}
-	disk, err := await("the disk", func() (string, bool) {
-		_, err := os.Stat("/dev/vda")
-		return "/dev/vda", err == nil
-	})
-	if err != nil {
+	if err := awaitDisk(); err != nil {
 		return err
 	}
-	if err := enter(disk); err != nil {
+	if err := enter(); err != nil {
 		return err
 	}
 	if err := furnish(); err != nil {
@@ -95,30 +95,19 @@ func loadModules() error {
 	return nil
 }
 
-// await asks again and again for the path of a device.
-func await(what string, find func() (string, bool)) (string, error) {
-	for end := time.Now().Add(portLimit); ; time.Sleep(10 * time.Millisecond) {
-		if path, ok := find(); ok {
-			return path, nil
+func awaitDisk() error {
+	for end := time.Now().Add(diskLimit); ; time.Sleep(10 * time.Millisecond) {
+		if _, err := os.Stat(disk); err == nil {
+			return nil
 		}
 		if time.Now().After(end) {
-			return "", fmt.Errorf("waited %v for %s", portLimit, what)
+			return fmt.Errorf("waited %v for the disk %s", diskLimit, disk)
 		}
 	}
-}
-
-func findPort() (string, bool) {
-	names, _ := filepath.Glob("/sys/class/virtio-ports/*/name")
-	for _, n := range names {
-		if b, err := os.ReadFile(n); err == nil && strings.TrimSpace(string(b)) == portName {
-			return "/dev/" + filepath.Base(filepath.Dir(n)), true
-		}
-	}
-	return "", false
 }
 
 // enter makes the disk's file system the root.
-func enter(disk string) error {
+func enter() error {
 	const at = "/root"
 	if err := unix.Mount(disk, at, "ext4", 0, ""); err != nil {
 		return fmt.Errorf("mount %s: %w", disk, err)

@@ -4,8 +4,7 @@
 //	<a number drawn at boot> <counter> <whether its memory is as it was> <letters obeyed>
 //
 // and it does what the host says by letters: c looks whether memory is as it was
-// that it has not touched since its boot;
-// and it ends by o for off, r for restart, p for a kernel that panics.
+// that it has not touched since its boot; and it ends by o for off, r for restart, p for a kernel that panics.
 //
 // It is a package, so that a program of tests can be its own guest where there is no
 // compiler.
@@ -13,16 +12,15 @@ package counter
 
 import (
 	"crypto/rand"
-	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"strings"
 	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
-	"golang.org/x/term"
+
+	"github.com/mpirun-sf/mpirun-sf/vmfork/hypervisor/guestport"
 )
 
 // PortName is the serial port on which it counts.
@@ -53,10 +51,15 @@ func run() error {
 			return fmt.Errorf("load %s: %w", path, err)
 		}
 	}
-	port, err := openPort(PortName)
+	device, err := guestport.Find(PortName)
 	if err != nil {
 		return err
 	}
+	fd, err := guestport.Open(device)
+	if err != nil {
+		return err
+	}
+	port := os.NewFile(uintptr(fd), device)
 	var me [8]byte
 	rand.Read(me[:])
 	warm, cold := newPattern(me), newPattern(me)
@@ -116,42 +119,4 @@ func (p *pattern) whole() bool {
 		}
 	}
 	return true
-}
-
-// openPort waits for the serial port of that name: one that has the name, or the
-// terminal that the kernel's command line says it is.
-func openPort(name string) (*os.File, error) {
-	cmdline, err := os.ReadFile("/proc/cmdline")
-	if err != nil {
-		return nil, err
-	}
-	for end := time.Now().Add(10 * time.Second); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
-		names, _ := filepath.Glob("/sys/class/virtio-ports/*/name")
-		for _, n := range names {
-			if b, err := os.ReadFile(n); err == nil && strings.TrimSpace(string(b)) == name {
-				return os.OpenFile("/dev/"+filepath.Base(filepath.Dir(n)), os.O_RDWR, 0)
-			}
-		}
-		for _, word := range strings.Fields(string(cmdline)) {
-			if device, ok := strings.CutPrefix(word, "mpirun-sf.port="+name+":"); ok {
-				if f, err := openTerminal("/dev/" + device); !os.IsNotExist(err) && !errors.Is(err, unix.ENODEV) {
-					return f, err
-				}
-			}
-		}
-	}
-	return nil, fmt.Errorf("waited 10 s for the serial port %s", name)
-}
-
-// openTerminal opens one so that bytes pass through it as they are.
-func openTerminal(path string) (*os.File, error) {
-	f, err := os.OpenFile(path, os.O_RDWR|unix.O_NOCTTY, 0)
-	if err != nil {
-		return nil, err
-	}
-	if _, err := term.MakeRaw(int(f.Fd())); err != nil {
-		f.Close()
-		return nil, fmt.Errorf("open the serial port %s: %w", path, err)
-	}
-	return f, nil
 }

@@ -1,4 +1,4 @@
-package agent
+package guestport
 
 import (
 	"os"
@@ -9,20 +9,20 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-func TestPortTerminal(t *testing.T) {
+func TestTerminal(t *testing.T) {
 	const line = "console=hvc0 quiet mpirun-sf.port=mpirun-sf.control:hvc1 mpirun-sf.port=mpirun-sf.data:hvc2 panic=-1\n"
-	for port, want := range map[string]string{ControlPort: "/dev/hvc1", DataPort: "/dev/hvc2", "mpirun-sf": "", "": ""} {
-		if got := portTerminal(line, port); got != want {
+	for port, want := range map[string]string{"mpirun-sf.control": "/dev/hvc1", "mpirun-sf.data": "/dev/hvc2", "mpirun-sf": "", "": ""} {
+		if got := terminal(line, port); got != want {
 			t.Errorf("port %q is %q, want %q", port, got, want)
 		}
 	}
-	if got := portTerminal("mpirun-sf.port=a:../../etc/passwd", "a"); got != "/dev/passwd" {
+	if got := terminal("mpirun-sf.port=a:../../etc/passwd", "a"); got != "/dev/passwd" {
 		t.Errorf("a port outside of /dev is %q", got)
 	}
 }
 
 // Through a terminal bytes pass as they are, and through a file they do anyway.
-func TestOpenPort(t *testing.T) {
+func TestOpen(t *testing.T) {
 	master, err := unix.Open("/dev/ptmx", unix.O_RDWR|unix.O_NOCTTY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		t.Fatal(err)
@@ -35,7 +35,7 @@ func TestOpenPort(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	fd, err := openPort(filepath.Join("/dev/pts", strconv.Itoa(n)))
+	fd, err := Open(filepath.Join("/dev/pts", strconv.Itoa(n)))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -58,11 +58,11 @@ func TestOpenPort(t *testing.T) {
 	if err := os.WriteFile(path, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if fd, err = openPort(path); err != nil {
+	if fd, err = Open(path); err != nil {
 		t.Fatal(err)
 	}
 	unix.Close(fd)
-	if _, err := openPort(""); err == nil {
+	if _, err := Open(""); err == nil {
 		t.Error("no port was opened")
 	}
 }
