@@ -207,12 +207,9 @@ func (j *bare) clone(context.Context) ([]launch.Place, error) {
 
 // spawn places ranks that others want to have beside them, on the same hosts.
 func (j *bare) spawn(_ context.Context, apps []launch.App) (places []launch.Place, release func(), err error) {
-	np := 0
-	for i := range apps {
-		np += apps[i].Ranks
-		if apps[i].Argv[0], err = findSpawned(apps[i]); err != nil {
-			return nil, nil, err
-		}
+	np, _, err := findSpawned(apps)
+	if err != nil {
+		return nil, nil, err
 	}
 	for i, ranks := range mpichshim.Layout(j.used, np) {
 		p := j.places[i]

@@ -84,12 +84,9 @@ func (j *inside) dismiss(ctx context.Context, b *batch) error {
 // new clones of this machine as it was before the job, which are joined when the
 // ranks have ended.
 func (j *inside) spawn(ctx context.Context, apps []launch.App) (places []launch.Place, release func(), err error) {
-	np := 0
-	for i := range apps {
-		np += apps[i].Ranks
-		if apps[i].Argv[0], err = findSpawned(apps[i]); err != nil {
-			return nil, nil, err
-		}
+	np, _, err := findSpawned(apps)
+	if err != nil {
+		return nil, nil, err
 	}
 	j.mu.Lock()
 	if j.ended {
@@ -99,25 +96,8 @@ func (j *inside) spawn(ctx context.Context, apps []launch.App) (places []launch.
 	j.spawning.Add(1)
 	j.mu.Unlock()
 	defer j.spawning.Done()
-	places, give := j.spare.take(np)
-	have := 0
-	for _, p := range places {
-		have += len(p.Ranks)
-	}
-	if have == np {
-		return places, give, nil
-	}
-	fresh, end, err := j.moreClones(ctx, np-have, apps)
-	if err != nil {
-		give()
-		return nil, nil, err
-	}
-	for i := range fresh {
-		for r := range fresh[i].Ranks {
-			fresh[i].Ranks[r] += have
-		}
-	}
-	return append(places, fresh...), func() { give(); end() }, nil
+	return j.spare.fit(np, func(launch.Place) error { return nil }, // it has what this machine has
+		func(np int) ([]launch.Place, func(), error) { return j.moreClones(ctx, np, apps) })
 }
 
 // moreClones makes clones for up to np ranks of apps, numbered from 0. end ends

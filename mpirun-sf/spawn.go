@@ -66,43 +66,27 @@ func (s *slots) take(n int) (places []launch.Place, give func()) {
 	}
 }
 
-// spawn places ranks that others want to have: where slots are free, and else in
-// new clones, which are joined when the ranks have ended (an elastic job).
-func (j *host) spawn(ctx context.Context, apps []launch.App) (places []launch.Place, release func(), err error) {
-	np := 0
-	var programs []string
-	for i := range apps {
-		np += apps[i].Ranks
-		if apps[i].Argv[0], err = findSpawned(apps[i]); err != nil {
-			return nil, nil, err
-		}
-		programs = append(programs, apps[i].Argv[0])
-	}
-	slices.Sort(programs)
-	staged, at, err := j.serve(ctx, slices.Compact(programs)...)
-	if err != nil {
-		return nil, nil, err
-	}
-	old, give := j.spare.take(np)
-	release = give
+// fit takes room for np ranks: where slots are free, and for those that are left has more make places, with ranks numbered
+// from 0, which may be too few. prepare is asked before for each clone that is there already. release gives back what was
+// free, and ends what was made.
+func (s *slots) fit(np int, prepare func(launch.Place) error, more func(np int) (places []launch.Place, end func(), err error)) (places []launch.Place, release func(), err error) {
+	places, give := s.take(np)
 	defer func() {
 		if err != nil {
-			give() // release is what was returned by then
+			give()
 		}
 	}()
-	for _, p := range old {
-		if err := bring(ctx, p, staged, at); err != nil {
+	have := 0
+	for _, p := range places {
+		if err := prepare(p); err != nil {
 			return nil, nil, err
 		}
-	}
-	have := 0
-	for _, p := range old {
 		have += len(p.Ranks)
 	}
 	if have == np {
-		return old, release, nil
+		return places, give, nil
 	}
-	fresh, kill, err := j.moreClones(ctx, np-have, append(slices.Clone(j.mounts), staged...), at)
+	fresh, end, err := more(np - have)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -111,7 +95,24 @@ func (j *host) spawn(ctx context.Context, apps []launch.App) (places []launch.Pl
 			fresh[i].Ranks[r] += have
 		}
 	}
-	return append(old, fresh...), func() { give(); kill() }, nil
+	return append(places, fresh...), func() { give(); end() }, nil
+}
+
+// spawn places ranks that others want to have: where slots are free, and else in
+// new clones, which are joined when the ranks have ended (an elastic job).
+func (j *host) spawn(ctx context.Context, apps []launch.App) (places []launch.Place, release func(), err error) {
+	np, programs, err := findSpawned(apps)
+	if err != nil {
+		return nil, nil, err
+	}
+	staged, at, err := j.serve(ctx, programs...)
+	if err != nil {
+		return nil, nil, err
+	}
+	return j.spare.fit(np, func(p launch.Place) error { return bring(ctx, p, staged, at) },
+		func(np int) ([]launch.Place, func(), error) {
+			return j.moreClones(ctx, np, append(slices.Clone(j.mounts), staged...), at)
+		})
 }
 
 // moreClones makes clones for up to np ranks, numbered from 0. kill ends them.
@@ -155,9 +156,23 @@ func bring(ctx context.Context, p launch.Place, mounts []share.Mounting, program
 	return nil
 }
 
-// findSpawned finds the program of ranks to be spawned: in the folders that they
-// name, and then as the user's own.
-func findSpawned(a launch.App) (string, error) {
+// findSpawned finds the programs of ranks to be spawned, and counts the ranks. The
+// programs are in the apps afterwards, too.
+func findSpawned(apps []launch.App) (np int, programs []string, err error) {
+	for i := range apps {
+		np += apps[i].Ranks
+		if apps[i].Argv[0], err = findSpawnedProgram(apps[i]); err != nil {
+			return 0, nil, err
+		}
+		programs = append(programs, apps[i].Argv[0])
+	}
+	slices.Sort(programs)
+	return np, slices.Compact(programs), nil
+}
+
+// findSpawnedProgram finds a program in the folders that are named, and then as the
+// user's own.
+func findSpawnedProgram(a launch.App) (string, error) {
 	for _, dir := range a.Path {
 		if !filepath.IsAbs(dir) {
 			dir = filepath.Join(a.Dir, dir)
