@@ -10,6 +10,8 @@ import (
 	"runtime"
 	"strings"
 	"time"
+
+	"github.com/mpirun-sf/mpirun-sf/benchmarks/debian"
 )
 
 // pagingConfig is what a hypervisor with memory paging has in its configuration that Debian's does not: its authors do not
@@ -23,19 +25,21 @@ const compileTimeout = 30 * time.Minute
 // the interface between them is the same.
 func (c *Cache) Paging(ctx context.Context, stock *Xen) (*Xen, error) {
 	dir, err := c.part(ctx, "paging", append([]string{stock.Source, stock.Version}, pagingConfig...), func(dir string) error {
-		for tool, pkg := range map[string]string{
-			"apt-get": "apt", "dpkg-source": "dpkg-dev", "make": "make", "gcc": "gcc", "python3": "python3", "flex": "flex", "bison": "bison",
-		} {
+		for tool, pkg := range map[string]string{"make": "make", "gcc": "gcc", "python3": "python3", "flex": "flex", "bison": "bison"} {
 			if _, err := exec.LookPath(tool); err != nil {
 				return fmt.Errorf("%s is not there: apt-get install %s", tool, pkg)
 			}
 		}
 		c.Log("fetching the source of %s %s", stock.Source, stock.Version)
-		source, err := fetchSource(ctx, dir, stock)
+		fetched := filepath.Join(dir, "source")
+		if err := os.Mkdir(fetched, 0o755); err != nil {
+			return err
+		}
+		defer os.RemoveAll(fetched)
+		source, err := fetchSource(ctx, fetched, debian.Source{Name: stock.Source, Version: stock.Version})
 		if err != nil {
 			return err
 		}
-		defer os.RemoveAll(source)
 		c.Log("compiling Xen with memory paging, which takes some minutes, the first time only")
 		begin := time.Now()
 		if err := compile(ctx, filepath.Join(source, "xen")); err != nil {
@@ -52,47 +56,11 @@ func (c *Cache) Paging(ctx context.Context, stock *Xen) (*Xen, error) {
 	return &paging, nil
 }
 
-// fetchSource fetches the source package, whose signature apt checks, and returns the folder in which it is unpacked. The
-// lists of source packages are apt's own only for this once: most machines have none, and they are large.
-func fetchSource(ctx context.Context, dir string, x *Xen) (string, error) {
-	lists := filepath.Join(dir, "lists")
-	defer os.RemoveAll(lists)
-	if err := os.MkdirAll(filepath.Join(lists, "partial"), 0o755); err != nil {
-		return "", err
-	}
-	out, err := output(ctx, "", "apt-get", "indextargets", "--format", "$(SITE) $(RELEASE) $(COMPONENT)", "Created-By: Packages", "Origin: Debian", "Component: main")
-	if err != nil {
-		return "", fmt.Errorf("find where packages come from: %w", err)
-	}
-	var sources strings.Builder
-	for place := range strings.Lines(out) {
-		fmt.Fprintf(&sources, "deb-src %s\n", strings.TrimSpace(place))
-	}
-	list := filepath.Join(dir, "sources.list")
-	if err := os.WriteFile(list, []byte(sources.String()), 0o644); err != nil {
-		return "", err
-	}
-	defer os.Remove(list)
-	own := []string{"-o", "Dir::Etc::SourceList=" + list, "-o", "Dir::Etc::SourceParts=/dev/null", "-o", "Dir::State::Lists=" + lists, "-o", "Dir::Cache=" + lists}
-	if _, err := apt(ctx, dir, append(own, "update")...); err != nil {
-		return "", fmt.Errorf("fetch the lists of source packages: %w; is the network reachable?", err)
-	}
-	if _, err := apt(ctx, dir, append(own, "source", "--download-only", x.Source+"="+x.Version)...); err != nil {
-		return "", fmt.Errorf("fetch the source package: %w; is the network reachable?", err)
-	}
-	descriptions, _ := filepath.Glob(filepath.Join(dir, "*.dsc"))
-	if len(descriptions) != 1 {
-		return "", fmt.Errorf("fetch the source package: apt-get left %d files *.dsc instead of one", len(descriptions))
-	}
-	source := filepath.Join(dir, "source")
-	if _, err := output(ctx, dir, "dpkg-source", "--extract", filepath.Base(descriptions[0]), source); err != nil {
-		return "", fmt.Errorf("unpack the source package: %w", err)
-	}
-	fetched, _ := filepath.Glob(filepath.Join(dir, x.Source+"_*"))
-	for _, f := range fetched {
-		os.Remove(f)
-	}
-	return source, nil
+// fetchSource fetches the source package and unpacks it in a folder of dir.
+func fetchSource(ctx context.Context, dir string, s debian.Source) (string, error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, aptTimeout, fmt.Errorf("fetching the source had no end after %v", aptTimeout))
+	defer cancel()
+	return s.Fetch(ctx, dir)
 }
 
 // compile makes the hypervisor in the folder of its source.
