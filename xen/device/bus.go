@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strconv"
+	"sync"
 
 	"github.com/mpirun-sf/mpirun-sf/xen/evtchn"
 	"github.com/mpirun-sf/mpirun-sf/xen/gntdev"
@@ -53,6 +54,18 @@ type Device struct {
 	front, back string // folders in XenStore
 	kind        string
 	number      int
+
+	connect func(context.Context) error
+	ways    []func(context.Context) error
+	cancel  context.CancelFunc
+	done    chan struct{} // closed when nothing runs for it any more
+
+	// Of what runs for it, or has stopped it.
+	channel *evtchn.Channel // nil before the guest has one, and after Close
+	unmap   []func() error
+
+	mu  sync.Mutex
+	err error // why it does not go on
 }
 
 // typePrefix begins the types of the host's folders.

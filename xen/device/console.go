@@ -11,32 +11,21 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
-
-	"github.com/mpirun-sf/mpirun-sf/xen/evtchn"
 )
 
 // Console is a serial port of a guest.
 type Console struct {
 	*Device
-	port   *net.UnixConn // the machine's end of the port's socket
-	cancel context.CancelFunc
-	done   chan struct{} // closed when nothing runs for it any more
-	woken  chan struct{} // has room for one: the guest may have read something
+	port  *net.UnixConn // the machine's end of the port's socket
+	woken chan struct{} // has room for one: the guest may have read something
 
-	// Of the one that runs for it, or has stopped it.
-	ring    consoleRing // nil before the guest has one, and after Close
-	unmap   func() error
-	channel *evtchn.Channel
-	out     []byte // what the guest has written and the port not taken
+	// Of what runs for it, or has stopped it.
+	ring consoleRing // nil before the guest has one
+	out  []byte      // what the guest has written and the port not taken
 
-	mu     sync.Mutex
-	copied int   // bytes at the head of the socket that are in the ring as well
-	err    error // why it does not go on
+	takeMu sync.Mutex
+	copied int // bytes at the head of the socket that are in the ring as well
 }
-
-// connectLimit is how long a guest's driver may take: one that boots has a kernel's
-// start before it.
-const connectLimit = 2 * time.Minute
 
 // NewConsole gives a domain that is paused a serial port with a number ≥ 1, and moves
 // what is written on either side as soon as the guest knows it. The file stays its owner's.
@@ -57,66 +46,15 @@ func (b *Bus) NewConsole(ctx context.Context, domain uint16, number int, name st
 		return nil, err
 	}
 	c := &Console{Device: d, port: unixConn, woken: make(chan struct{}, 1)}
-	c.start()
+	c.serve(c.takeRing, c.empty, c.fill)
 	return c, nil
 }
 
-// start begins to move what is written; with the guest's driver, if there is no ring.
-func (c *Console) start() {
-	ctx, cancel := context.WithCancel(context.Background())
-	c.cancel, c.done = cancel, make(chan struct{})
-	go func() {
-		defer close(c.done)
-		defer cancel()
-		if c.ring == nil {
-			limited, cancel := context.WithTimeout(ctx, connectLimit)
-			defer cancel()
-			if err := c.connect(limited); err != nil {
-				c.fail(err)
-				return
-			}
-		}
-		var both sync.WaitGroup
-		for _, run := range []func(context.Context) error{c.empty, c.fill} {
-			both.Go(func() {
-				if err := run(ctx); err != nil {
-					c.fail(err)
-					cancel()
-				}
-			})
-		}
-		both.Wait()
-	}()
-}
-
-// stop ends what start began.
-func (c *Console) stop() {
-	c.cancel()
-	<-c.done
-}
-
-func (c *Console) connect(ctx context.Context) error {
-	if err := c.awaitDriver(ctx); err != nil {
+func (c *Console) takeRing(ctx context.Context) (err error) {
+	if c.ring, err = c.mapPage(ctx, "ring-ref"); err != nil {
 		return err
 	}
-	ref, err := c.entry(ctx, "ring-ref")
-	if err != nil {
-		return err
-	}
-	port, err := c.entry(ctx, "port")
-	if err != nil {
-		return err
-	}
-	page, unmap, err := c.bus.Map(c.domain, ref)
-	if err != nil {
-		return err
-	}
-	channel, err := c.bus.Bind(c.domain, port)
-	if err != nil {
-		return errors.Join(err, unmap())
-	}
-	c.ring, c.unmap, c.channel = page, unmap, channel
-	return c.setState(ctx, connected)
+	return c.bind(ctx, "port")
 }
 
 // empty moves what the guest writes to the port until ctx ends.
@@ -185,8 +123,8 @@ func (c *Console) take() error {
 	var taken int
 	var failed error
 	err = raw.Control(func(fd uintptr) { // not Read, in which fill may be
-		c.mu.Lock()
-		defer c.mu.Unlock()
+		c.takeMu.Lock()
+		defer c.takeMu.Unlock()
 		taken, failed = c.takeRead(int(fd))
 	})
 	if taken > 0 {
@@ -253,8 +191,8 @@ func (c *Console) copy() (full bool, err error) {
 	head := make([]byte, 2*inSize)
 	var failed error
 	err = raw.Read(func(fd uintptr) bool {
-		c.mu.Lock()
-		defer c.mu.Unlock()
+		c.takeMu.Lock()
+		defer c.takeMu.Unlock()
 		// First, for else there could be more of what is copied than is looked at.
 		if _, failed = c.takeRead(int(fd)); failed != nil {
 			return true
@@ -284,39 +222,11 @@ func (c *Console) copy() (full bool, err error) {
 // Drain moves what a guest that does not run any more has written before, and takes
 // from the port what it has read. Until Resume, nothing more is moved.
 func (c *Console) Drain(ctx context.Context) error {
-	c.stop()
-	if err := c.Err(); err != nil || c.ring == nil {
+	if err := c.Device.Drain(ctx); err != nil || c.channel == nil {
 		return err
 	}
 	return c.move(ctx)
 }
 
-// Resume goes on after Drain.
-func (c *Console) Resume() { c.start() }
-
-// fail keeps the first reason for which it does not go on, unless it was asked to end.
-func (c *Console) fail(err error) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.err == nil && !errors.Is(err, context.Canceled) {
-		c.err = fmt.Errorf("%s: %w", c.name, err)
-	}
-}
-
-// Err says why nothing is moved any more, nil while it is.
-func (c *Console) Err() error {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.err
-}
-
-// Close ends it, without moving anything more. The domain keeps its memory until then.
-func (c *Console) Close(ctx context.Context) error {
-	c.stop()
-	errs := []error{c.forget(ctx), c.port.Close()}
-	if c.ring != nil {
-		errs = append(errs, c.channel.Close(), c.unmap())
-		c.ring = nil
-	}
-	return errors.Join(errs...)
-}
+// Close ends it, without moving anything more.
+func (c *Console) Close(ctx context.Context) error { return c.close(ctx, c.port) }

@@ -10,7 +10,6 @@ import (
 
 	"golang.org/x/sync/semaphore"
 
-	"github.com/mpirun-sf/mpirun-sf/xen/evtchn"
 	"github.com/mpirun-sf/mpirun-sf/xen/gntdev"
 )
 
@@ -19,17 +18,10 @@ type Disk struct {
 	*Device
 	file    *os.File
 	sectors uint64
-	cancel  context.CancelFunc
-	done    chan struct{} // closed when nothing runs for it any more
-
-	// Of the one that runs for it, or has stopped it.
-	unmap   func() error
-	channel *evtchn.Channel
 	busy    *semaphore.Weighted // a weight of 1 for each request under way
 
-	mu   sync.Mutex
-	ring *sharedRing // nil before the guest has one, and after Close
-	err  error       // why it does not go on
+	ringMu sync.Mutex
+	ring   *sharedRing // nil before the guest has one
 }
 
 // firstDisk is the number of the device that Linux calls xvda.
@@ -59,34 +51,37 @@ func (b *Bus) NewDisk(ctx context.Context, domain uint16, path string) (*Disk, e
 		return nil, err
 	}
 	disk := &Disk{Device: d, file: f, sectors: uint64(info.Size() / sectorSize), busy: semaphore.NewWeighted(blockSlots)}
-	disk.start()
+	disk.serve(disk.takeRing, disk.do)
 	return disk, nil
 }
 
-func (d *Disk) start() {
-	ctx, cancel := context.WithCancel(context.Background())
-	d.cancel, d.done = cancel, make(chan struct{})
-	go func() {
-		defer close(d.done)
-		defer cancel()
-		d.fail(d.run(ctx))
-		// What is under way is in the guest's memory when this ends, or not at all.
+func (d *Disk) takeRing(ctx context.Context) error {
+	if abi, err := d.bus.Store.Read(ctx, d.front+"/protocol"); err != nil || abi != "x86_64-abi" {
+		return errors.Join(fmt.Errorf("the guest's driver speaks %.20q, not x86_64-abi", abi), err)
+	}
+	page, err := d.mapPage(ctx, "ring-ref")
+	if err != nil {
+		return err
+	}
+	d.ring = &sharedRing{page: page, slot: blockSlot, slots: blockSlots}
+	for _, e := range [][2]string{{"sectors", strconv.FormatUint(d.sectors, 10)}, {"sector-size", strconv.Itoa(sectorSize)}, {"info", "0"}} {
+		if err := d.bus.Store.Write(ctx, d.back+"/"+e[0], e[1]); err != nil {
+			return err
+		}
+	}
+	return d.bind(ctx, "event-channel")
+}
+
+// do does what the guest asks for until ctx ends.
+func (d *Disk) do(ctx context.Context) error {
+	// What is under way then is in the guest's memory when this ends, or not at all.
+	defer func() {
 		if d.busy.Acquire(context.Background(), blockSlots) == nil {
 			d.busy.Release(blockSlots)
 		}
 	}()
-}
-
-func (d *Disk) run(ctx context.Context) error {
-	if d.channel == nil {
-		limited, cancel := context.WithTimeout(ctx, connectLimit)
-		defer cancel()
-		if err := d.connect(limited); err != nil {
-			return err
-		}
-	}
 	for {
-		if err := d.serve(ctx); err != nil {
+		if err := d.begin(ctx); err != nil {
 			return err
 		}
 		if err := d.channel.Wait(ctx); err != nil {
@@ -95,52 +90,17 @@ func (d *Disk) run(ctx context.Context) error {
 	}
 }
 
-func (d *Disk) connect(ctx context.Context) error {
-	if err := d.awaitDriver(ctx); err != nil {
-		return err
-	}
-	if abi, err := d.bus.Store.Read(ctx, d.front+"/protocol"); err != nil || abi != "x86_64-abi" {
-		return errors.Join(fmt.Errorf("the guest's driver speaks %.20q, not x86_64-abi", abi), err)
-	}
-	ref, err := d.entry(ctx, "ring-ref")
-	if err != nil {
-		return err
-	}
-	port, err := d.entry(ctx, "event-channel")
-	if err != nil {
-		return err
-	}
-	page, unmap, err := d.bus.Map(d.domain, ref)
-	if err != nil {
-		return err
-	}
-	channel, err := d.bus.Bind(d.domain, port)
-	if err != nil {
-		return errors.Join(err, unmap())
-	}
-	d.channel, d.unmap = channel, unmap
-	d.mu.Lock()
-	d.ring = &sharedRing{page: page, slot: blockSlot, slots: blockSlots}
-	d.mu.Unlock()
-	for _, e := range [][2]string{{"sectors", strconv.FormatUint(d.sectors, 10)}, {"sector-size", strconv.Itoa(sectorSize)}, {"info", "0"}} {
-		if err := d.bus.Store.Write(ctx, d.back+"/"+e[0], e[1]); err != nil {
-			return err
-		}
-	}
-	return d.setState(ctx, connected)
-}
-
-// serve begins all requests that are there. They end in any order: one may wait for
+// begin begins all requests that are there. They end in any order: one may wait for
 // another host, and others need not wait for it.
-func (d *Disk) serve(ctx context.Context) error {
+func (d *Disk) begin(ctx context.Context) error {
 	for {
 		if err := d.busy.Acquire(ctx, 1); err != nil {
 			return err
 		}
 		var b [blockSlot]byte
-		d.mu.Lock()
+		d.ringMu.Lock()
 		ok, err := d.ring.next(b[:])
-		d.mu.Unlock()
+		d.ringMu.Unlock()
 		if !ok {
 			d.busy.Release(1)
 			return err
@@ -149,14 +109,14 @@ func (d *Disk) serve(ctx context.Context) error {
 		go func() {
 			defer d.busy.Release(1)
 			status := int16(blockOK)
-			if err := d.do(q); errors.Is(err, errors.ErrUnsupported) {
+			if err := d.doOne(q); errors.Is(err, errors.ErrUnsupported) {
 				status = blockUnsupported
 			} else if err != nil {
 				status = blockFailed
 			}
-			d.mu.Lock()
+			d.ringMu.Lock()
 			notify := d.ring.answer(q.answer(status))
-			d.mu.Unlock()
+			d.ringMu.Unlock()
 			if notify {
 				d.fail(d.channel.Notify())
 			}
@@ -164,8 +124,8 @@ func (d *Disk) serve(ctx context.Context) error {
 	}
 }
 
-// do does one request.
-func (d *Disk) do(q blockRequest) error {
+// doOne does one request.
+func (d *Disk) doOne(q blockRequest) error {
 	switch q.op {
 	case blockFlush:
 		return nil
@@ -200,48 +160,5 @@ func (d *Disk) do(q blockRequest) error {
 	return err
 }
 
-// Drain ends what is under way of a guest that does not run any more. Until Resume,
-// nothing more is begun: what the guest has asked for, its successor asks for again.
-func (d *Disk) Drain(ctx context.Context) error {
-	d.cancel()
-	select {
-	case <-d.done:
-		return d.Err()
-	case <-ctx.Done():
-		return fmt.Errorf("wait for what %s is asked for: %w", d.name, ctx.Err())
-	}
-}
-
-// Resume goes on after Drain.
-func (d *Disk) Resume() { d.start() }
-
-func (d *Disk) fail(err error) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if err != nil && d.err == nil && !errors.Is(err, context.Canceled) {
-		d.err = fmt.Errorf("%s: %w", d.name, err)
-	}
-}
-
-// Err says why the disk serves nothing any more, nil while it does.
-func (d *Disk) Err() error {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	return d.err
-}
-
-// Close ends it. The domain keeps its memory until then.
-func (d *Disk) Close(ctx context.Context) error {
-	d.cancel()
-	select {
-	case <-d.done:
-	case <-ctx.Done():
-		return fmt.Errorf("wait for what %s is asked for: %w", d.name, ctx.Err())
-	}
-	errs := []error{d.forget(ctx), d.file.Close()}
-	if d.channel != nil {
-		errs = append(errs, d.channel.Close(), d.unmap())
-		d.channel = nil
-	}
-	return errors.Join(errs...)
-}
+// Close ends it.
+func (d *Disk) Close(ctx context.Context) error { return d.close(ctx, d.file) }

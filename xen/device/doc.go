@@ -44,11 +44,15 @@
 // A guest can write to its ring at any time. Indices are read once and checked; a
 // ring with impossible ones is given up, and the guest with it.
 //
+// # What runs
+//
+// All that differs between devices is what their drivers offer and the ways that bytes take (run.go): one goroutine for
+// each way of a console and of a network device, one for a disk's ring and one for each of its requests. Drain stops all
+// of them, Resume begins again, Close stops them for good; these are called one at a time.
+//
 // # Locking
 //
-// A disk has one goroutine for its ring and one for each request; Disk.mu is held over each look at the ring.
-// A network device has a goroutine for each of its rings, which nobody else touches.
-// Two goroutines run for a console, one for each way. Console.mu guards what they
-// share, how much of the socket is in the ring; nothing waits under it. Drain, Resume
-// and Close are called one at a time, and stop both first.
+// Device.mu guards the reason for which a device does not go on. Disk.ringMu is held over each look at its ring.
+// Console.takeMu guards what its two ways share, how much of the socket is in the ring; nothing waits under it. The rings
+// of a network device have a goroutine each, and nobody else touches them.
 package device

@@ -8,32 +8,22 @@ import (
 	"io"
 	"net"
 	"os"
-	"sync"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
 
-	"github.com/mpirun-sf/mpirun-sf/xen/evtchn"
 	"github.com/mpirun-sf/mpirun-sf/xen/gntdev"
 )
 
 // Network is a network device of a guest's, over a tap.
 type Network struct {
 	*Device
-	tap    *os.File // a copy of the owner's
-	header int      // bytes before each frame on the tap
-	cancel context.CancelFunc
-	done   chan struct{} // closed when nothing runs for it any more
+	tap    *os.File      // a copy of the owner's
+	header int           // bytes before each frame on the tap
 	woken  chan struct{} // has room for one: the guest may have given room for a frame
 
-	// Of the one that runs for it, or has stopped it: out is from the guest, in is to
-	// it.
+	// Of what runs for it, or has stopped it: out is from the guest, in is to it.
 	out, in *sharedRing
-	unmap   []func() error
-	channel *evtchn.Channel
-
-	mu  sync.Mutex
-	err error // why it does not go on
 }
 
 // Of a network device's rings, struct netif_tx_sring and netif_rx_sring.
@@ -74,7 +64,7 @@ func (b *Bus) NewNetwork(ctx context.Context, domain uint16, mac net.HardwareAdd
 		n.tap.Close()
 		return nil, err
 	}
-	n.start()
+	n.serve(n.takeRings, n.empty, n.fill)
 	return n, nil
 }
 
@@ -94,60 +84,17 @@ func headerSize(fd int) (int, error) {
 	return size, nil
 }
 
-func (n *Network) start() {
-	ctx, cancel := context.WithCancel(context.Background())
-	n.cancel, n.done = cancel, make(chan struct{})
-	go func() {
-		defer close(n.done)
-		defer cancel()
-		if n.channel == nil {
-			limited, cancel := context.WithTimeout(ctx, connectLimit)
-			defer cancel()
-			if err := n.connect(limited); err != nil {
-				n.fail(err)
-				return
-			}
-		}
-		var both sync.WaitGroup
-		for _, run := range []func(context.Context) error{n.empty, n.fill} {
-			both.Go(func() {
-				if err := run(ctx); err != nil {
-					n.fail(err)
-					cancel()
-				}
-			})
-		}
-		both.Wait()
-	}()
-}
-
-func (n *Network) connect(ctx context.Context) error {
-	if err := n.awaitDriver(ctx); err != nil {
-		return err
-	}
-	var rings [2]*sharedRing
-	for i, name := range []string{"tx-ring-ref", "rx-ring-ref"} {
-		ref, err := n.entry(ctx, name)
-		if err != nil {
-			return err
-		}
-		page, unmap, err := n.bus.Map(n.domain, ref)
-		if err != nil {
-			return err
-		}
-		n.unmap = append(n.unmap, unmap)
-		rings[i] = &sharedRing{page: page, slot: []int{outSlot, inSlot}[i], slots: []uint32{outSlots, inSlots}[i]}
-	}
-	port, err := n.entry(ctx, "event-channel")
+func (n *Network) takeRings(ctx context.Context) error {
+	page, err := n.mapPage(ctx, "tx-ring-ref")
 	if err != nil {
 		return err
 	}
-	channel, err := n.bus.Bind(n.domain, port)
-	if err != nil {
+	n.out = &sharedRing{page: page, slot: outSlot, slots: outSlots}
+	if page, err = n.mapPage(ctx, "rx-ring-ref"); err != nil {
 		return err
 	}
-	n.out, n.in, n.channel = rings[0], rings[1], channel
-	return n.setState(ctx, connected)
+	n.in = &sharedRing{page: page, slot: inSlot, slots: inSlots}
+	return n.bind(ctx, "event-channel")
 }
 
 // empty moves frames of the guest's to the tap until ctx ends.
@@ -310,51 +257,5 @@ func (n *Network) receive(frame []byte) error {
 	return nil
 }
 
-// Drain ends what is under way of a guest that does not run any more. Until Resume,
-// frames wait in the tap.
-func (n *Network) Drain(ctx context.Context) error {
-	n.cancel()
-	select {
-	case <-n.done:
-		return n.Err()
-	case <-ctx.Done():
-		return fmt.Errorf("wait for the frames of %s: %w", n.name, ctx.Err())
-	}
-}
-
-// Resume goes on after Drain.
-func (n *Network) Resume() { n.start() }
-
-func (n *Network) fail(err error) {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	if err != nil && n.err == nil && !errors.Is(err, context.Canceled) {
-		n.err = fmt.Errorf("%s: %w", n.name, err)
-	}
-}
-
-// Err says why no frame is moved any more, nil while they are.
-func (n *Network) Err() error {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	return n.err
-}
-
-// Close ends it. The domain keeps its memory until then.
-func (n *Network) Close(ctx context.Context) error {
-	n.cancel()
-	select {
-	case <-n.done:
-	case <-ctx.Done():
-		return fmt.Errorf("wait for the frames of %s: %w", n.name, ctx.Err())
-	}
-	errs := []error{n.forget(ctx), n.tap.Close()}
-	if n.channel != nil {
-		errs = append(errs, n.channel.Close())
-	}
-	for _, unmap := range n.unmap {
-		errs = append(errs, unmap())
-	}
-	n.channel, n.unmap = nil, nil
-	return errors.Join(errs...)
-}
+// Close ends it.
+func (n *Network) Close(ctx context.Context) error { return n.close(ctx, n.tap) }
