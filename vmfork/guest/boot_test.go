@@ -17,11 +17,7 @@ func TestImageBoots(t *testing.T) {
 	qemu := need(t, "qemu-system-x86_64", "qemu-system-x86")
 	prog := hello(t)
 	dir := t.TempDir()
-	preload, err := Progress()
-	if err != nil {
-		t.Fatal(err)
-	}
-	so := write(t, filepath.Join(dir, "progress.so"), string(preload), 0o755)
+	so := writeProgress(t, dir)
 	cmd := write(t, filepath.Join(dir, "command"), "set -e\n"+
 		"export LD_PRELOAD="+so+" \n"+
 		prog+"\n", 0o644)

@@ -113,13 +113,18 @@ int main(int argc, char **argv)
 }
 `
 
-func TestProgress(t *testing.T) {
-	dir := t.TempDir()
+func writeProgress(t *testing.T, dir string) string {
+	t.Helper()
 	b, err := Progress()
 	if err != nil {
 		t.Fatal(err)
 	}
-	preload := write(t, filepath.Join(dir, "progress.so"), string(b), 0o755)
+	return write(t, filepath.Join(dir, "progress.so"), string(b), 0o755)
+}
+
+func TestProgress(t *testing.T) {
+	dir := t.TempDir()
+	preload := writeProgress(t, dir)
 	fake := compile(t, filepath.Join(dir, "libucp.so.0"), fakeUCX, "-shared", "-fPIC", "-Wl,-soname,libucp.so.0")
 	opened := compile(t, filepath.Join(dir, "opened"), waitingProgram)
 	linked := compile(t, filepath.Join(dir, "linked"), waitingProgram, "-Wl,--no-as-needed", fake, "-Wl,-rpath,"+dir)
@@ -157,11 +162,7 @@ func TestProgress(t *testing.T) {
 // While it waits it does not keep the processor busy.
 func TestProgressSleeps(t *testing.T) {
 	dir := t.TempDir()
-	b, err := Progress()
-	if err != nil {
-		t.Fatal(err)
-	}
-	preload := write(t, filepath.Join(dir, "progress.so"), string(b), 0o755)
+	preload := writeProgress(t, dir)
 	fake := compile(t, filepath.Join(dir, "libucp.so.0"), fakeUCX, "-shared", "-fPIC", "-Wl,-soname,libucp.so.0")
 	prog := compile(t, filepath.Join(dir, "wait"), strings.ReplaceAll(waitingProgram, "usleep(200000)", "usleep(1000000)"))
 	cmd := exec.Command(prog, fake)
@@ -246,11 +247,7 @@ void opal_progress(void) { if (!something) sched_yield(); }
 // Ranks that poll and share a processor let go of it.
 func TestProgressTakesTurns(t *testing.T) {
 	dir := t.TempDir()
-	b, err := Progress()
-	if err != nil {
-		t.Fatal(err)
-	}
-	preload := write(t, filepath.Join(dir, "progress.so"), string(b), 0o755)
+	preload := writeProgress(t, dir)
 	ucp := compile(t, filepath.Join(dir, "libucp.so.0"), "extern int something;\n"+strings.ReplaceAll(fakeUCX, "return 0;\n}\nint by_c", "return something;\n}\nint by_c"),
 		"-shared", "-fPIC", "-Wl,-soname,libucp.so.0")
 	compile(t, filepath.Join(dir, "libopen-pal.so.40"), fakeOpal, "-shared", "-fPIC", "-Wl,-soname,libopen-pal.so.40")

@@ -47,6 +47,16 @@ static uint32_t seconds(const pmix_info_t info[], size_t n)
 	return v == NULL || v->type != PMIX_INT || v->data.integer < 0 ? 0 : (uint32_t)v->data.integer;
 }
 
+// ask begins what a rank asks of the names in a range.
+static struct out ask(int kind, struct operation op, const pmix_proc_t *p, const pmix_info_t info[], size_t n)
+{
+	struct out o = begin(kind);
+	put_number(&o, expect(op));
+	put_number(&o, p->rank);
+	put_number(&o, range_of(info, n));
+	return o;
+}
+
 // What is published crosses the launcher as libpmix packs it: only the ranks know what it means.
 pmix_status_t publish(const pmix_proc_t *p, const pmix_info_t info[], size_t n, pmix_op_cbfunc_t cb, void *context)
 {
@@ -72,10 +82,7 @@ pmix_status_t publish(const pmix_proc_t *p, const pmix_info_t info[], size_t n, 
 		count++;
 	}
 	struct operation op = {.answer = DONE, .callback.done = cb, .context = context};
-	struct out o = begin(PUBLISH);
-	put_number(&o, expect(op));
-	put_number(&o, p->rank);
-	put_number(&o, range_of(info, n));
+	struct out o = ask(PUBLISH, op, p, info, n);
 	put_number(&o, persistence);
 	put_number(&o, count);
 	put_raw(&o, values.bytes + from, values.length - from);
@@ -85,13 +92,10 @@ pmix_status_t publish(const pmix_proc_t *p, const pmix_info_t info[], size_t n, 
 }
 
 pmix_status_t lookup(const pmix_proc_t *p, char **keys, const pmix_info_t info[], size_t n,
-			    pmix_lookup_cbfunc_t cb, void *context)
+		     pmix_lookup_cbfunc_t cb, void *context)
 {
 	struct operation op = {.answer = FOUND, .callback.found = cb, .context = context};
-	struct out o = begin(LOOKUP);
-	put_number(&o, expect(op));
-	put_number(&o, p->rank);
-	put_number(&o, range_of(info, n));
+	struct out o = ask(LOOKUP, op, p, info, n);
 	put_number(&o, flag(info, n, PMIX_WAIT));
 	put_number(&o, seconds(info, n));
 	put_strings(&o, keys);
@@ -100,13 +104,10 @@ pmix_status_t lookup(const pmix_proc_t *p, char **keys, const pmix_info_t info[]
 }
 
 pmix_status_t unpublish(const pmix_proc_t *p, char **keys, const pmix_info_t info[], size_t n,
-			       pmix_op_cbfunc_t cb, void *context)
+			pmix_op_cbfunc_t cb, void *context)
 {
 	struct operation op = {.answer = DONE, .callback.done = cb, .context = context};
-	struct out o = begin(UNPUBLISH);
-	put_number(&o, expect(op));
-	put_number(&o, p->rank);
-	put_number(&o, range_of(info, n));
+	struct out o = ask(UNPUBLISH, op, p, info, n);
 	put_strings(&o, keys);
 	send_frame(&o);
 	return PMIX_SUCCESS;
