@@ -40,9 +40,10 @@ const (
 )
 
 // holding is what salloc runs: it tells its environment, and holds the
-// allocation until its input ends. Then salloc gives it back, and if salloc is
-// dead the holder does.
-const holding = `env -0; printf "%s\0" "$1"; cat >/dev/null; kill -0 "$PPID" 2>/dev/null || exec scancel --quiet "$SLURM_JOB_ID" 2>/dev/null`
+// allocation until it is told to go. Then salloc gives it back. If its input
+// ends without a word the launcher is dead, and maybe salloc too, of which a
+// zombie would look alive: it gives the allocation back itself.
+const holding = `env -0; printf "%s\0" "$1"; read -r word || exec scancel --quiet "$SLURM_JOB_ID" 2>/dev/null`
 
 // Allocate asks Slurm for hosts and waits until it has them, or ctx ends. Close
 // of the result gives them back.
@@ -213,6 +214,7 @@ func (h *holder) withdraw() {
 // release gives the allocation back, and makes sure that it is.
 func (h *holder) release() error {
 	h.once.Do(func() {
+		io.WriteString(h, "release\n") // if nobody hears it any more, nobody holds either
 		h.Close()
 		var exit *allocator.ExitError
 		killed := errors.As(h.Wait(), &exit) && exit.Signal != ""
