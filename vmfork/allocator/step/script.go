@@ -29,17 +29,20 @@ func ShellLine() string { return "exec /bin/sh -c '" + first + "'" }
 //
 // The pipe is a named one for a moment only. The folder can go once both ends
 // are open, and the program once a descriptor has it: the far sh cannot be
-// asked to close it before the program starts. What the guard starts is killed
-// by KILL, because a shell that has just forked loses any other signal. Nothing
-// says anything on a standard error that may be gone, for that would be SIGPIPE.
+// asked to close it before the program starts. A resource manager that ends a job
+// may signal all its processes more than once: the second time must not hit who
+// tidies up. What the guard starts is killed by KILL, because a shell that has
+// just forked loses any other signal. Nothing says anything on a standard error
+// that may be gone, for that would be SIGPIPE.
 const guard = `
 PATH=${PATH:-/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin}
 export PATH
 umask 022
 cd / || exit 125
-dir=$(mktemp -d "${TMPDIR:-/tmp}/mpirun-sf.XXXXXX") || exit 125
-trap 'rm -rf "$dir"' EXIT
+dir=
+trap 'trap "" HUP INT TERM; [ -z "$dir" ] || rm -rf "$dir"' EXIT
 trap 'exit 125' HUP INT TERM
+dir=$(mktemp -d "${TMPDIR:-/tmp}/mpirun-sf.XXXXXX") || exit 125
 mkfifo "$dir/in" || exit 125
 if ! [ -x "$program" ] || [ "$(sha256sum <"$program" 2>/dev/null)" != "$hash  -" ]; then
 	echo "$mark want"
