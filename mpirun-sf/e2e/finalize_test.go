@@ -16,7 +16,7 @@ const hangLimit = 30 * time.Second
 // not, in none of 200 runs; a short test does fewer. The clones are made once,
 // and all jobs run on them one after another.
 func TestFinalizeNeverHangs(t *testing.T) {
-	runs := 15
+	runs := 5
 	if full {
 		runs = 200
 	}

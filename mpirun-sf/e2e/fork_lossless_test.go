@@ -42,9 +42,9 @@ func TestForkLosesNothing(t *testing.T) {
 			v.alone(t)
 		})
 	}
-	t.Run("clock", v.clock)
 	t.Run("output", v.outputOnce)
-	t.Run("dirtied pages", v.dirtiedPages)
+	t.Run("clock", func(t *testing.T) { slow(t); v.clock(t) })
+	t.Run("dirtied pages", func(t *testing.T) { slow(t); v.dirtiedPages(t) })
 }
 
 // clock: the wall clock of the parent, which stood still, and of a clone, also of an old

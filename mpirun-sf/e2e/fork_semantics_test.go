@@ -182,17 +182,31 @@ fi
 sf join $t`, "1 0\n2 0\n"},
 }
 
+// seldom are those that make test leaves to make test-all: each is akin to one that it runs.
+var seldom = []string{
+	"great-grandchildren", "crashes before its children", "joined by two at once", "forks take turns",
+	"a checkpoint, generations later", "who a clone is", "a checkpoint of a clone that is gone",
+}
+
 // TestForkSemantics: what the calls promise, in one machine that is forked in between.
 func TestForkSemantics(t *testing.T) {
 	v := startVM(t)
-	for _, c := range semantics {
-		t.Run(c.name, func(t *testing.T) { v.prints(t, c.script, c.want) })
+	run := func(name string, test func(*testing.T)) {
+		t.Run(name, func(t *testing.T) {
+			if slices.Contains(seldom, name) {
+				slow(t)
+			}
+			test(t)
+		})
 	}
-	t.Run("a hypervisor that is killed", v.hypervisorKilled)
-	t.Run("a checkpoint of a clone that is gone", v.orphanedCheckpoint)
-	t.Run("transitive", v.transitive)
-	t.Run("kill during clone", v.killDuringClone)
-	t.Run("a caller that goes away", v.callerGoesAway)
+	for _, c := range semantics {
+		run(c.name, func(t *testing.T) { v.prints(t, c.script, c.want) })
+	}
+	run("a hypervisor that is killed", v.hypervisorKilled)
+	run("a checkpoint of a clone that is gone", v.orphanedCheckpoint)
+	run("transitive", v.transitive)
+	run("kill during clone", v.killDuringClone)
+	run("a caller that goes away", v.callerGoesAway)
 	v.alone(t)
 	if left := v.hypervisors(); len(left) > 2 {
 		// The machine's own, and perhaps its successor.

@@ -159,7 +159,7 @@ sf join -t 60 $t; echo "status $?"; alone`)
 			t.Errorf("got %q", r.stdout)
 		}
 	})
-	t.Run("a clone's checkpoint", v.checkpointElsewhere)
+	t.Run("a clone's checkpoint", func(t *testing.T) { slow(t); v.checkpointElsewhere(t) })
 	t.Run("hierarchical", func(t *testing.T) {
 		got := v.prints(t, `fork 4 --hierarchical
 [ $id = 0 ] || sf exit $(nproc)
@@ -189,6 +189,7 @@ sf ticket $t; echo; sf join -t 60 $t; alone`)
 		}
 	})
 	t.Run("conformance", func(t *testing.T) {
+		slow(t)
 		bindings := "../../vmfork/bindings"
 		build := exec.CommandContext(t.Context(), "go", "build", "-trimpath", "-o", filepath.Join(v.dir, "conformance"), "./go")
 		build.Dir, build.Env = bindings, append(os.Environ(), "CGO_ENABLED=0")

@@ -79,10 +79,10 @@ func TestImages(t *testing.T) {
 			"map of the root with a wrong byte": func() { damage(t, filepath.Join(images, key, "root.map")) },
 		}
 		for name, harm := range cases {
-			if !full && name != "disk of another checkpoint" && name != "memory cut off" {
-				continue
-			}
 			t.Run(name, func(t *testing.T) {
+				if name != "memory cut off" {
+					slow(t)
+				}
 				harm()
 				r := job.run(t).succeeds(t)
 				if !strings.Contains(r.stderr, "cannot be used and is made again") || !strings.Contains(r.stderr, "booted") {
@@ -147,6 +147,9 @@ func TestOwnImage(t *testing.T) {
 	probe := compile(t, "gcc", "testdata/probe.c")
 	for _, disk := range []string{raw, qcow} {
 		t.Run(filepath.Ext(disk)[1:], func(t *testing.T) {
+			if disk == raw {
+				slow(t)
+			}
 			r := mpirun(t, "-np", "2", "--image", disk, probe, "file:/etc/trace", "hostname", "file:/etc/hook").succeeds(t)
 			has(t, r.stdout, "0 file:/etc/hook = hook of clone 1", "1 file:/etc/hook = hook of clone 2", "0 file:/etc/trace = my own disk", "1 file:/etc/trace = my own disk", "0 hostname = clone-1", "1 hostname = clone-2")
 			r = mpirun(t, "-np", "2", "--image", disk, example("hello")).succeeds(t)
@@ -157,6 +160,7 @@ func TestOwnImage(t *testing.T) {
 		})
 	}
 	t.Run("whose hook fails", func(t *testing.T) {
+		slow(t)
 		failing := filepath.Join(dir, "failing.raw")
 		tool(t, "cp", "--sparse=always", raw, failing)
 		addHook(t, failing, "20-fail", "#!/bin/sh\nexit 3\n")
