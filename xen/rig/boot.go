@@ -51,7 +51,13 @@ type Options struct {
 	// With are files and folders that it has at the same path; they may not be below /tmp or /run.
 	With []string
 	CPUs int // 0 is 1
+	// HostTime has the rig's clocks go with the host's. Otherwise they count instructions, on one CPU, so that nothing in
+	// the rig takes longer because the host is busy.
+	HostTime bool
 }
+
+// instruction is how long one takes where clocks count them, as a power of two of nanoseconds.
+const instruction = 1
 
 // A Rig is dom0 of a Xen that runs.
 type Rig struct {
@@ -84,14 +90,18 @@ func Start(ctx context.Context, c *Cache, dir string, o Options) (*Rig, error) {
 		}
 		with = append(with, found[0])
 	}
+	ownTime := instruction
+	if o.HostTime {
+		ownTime = 0
+	}
 	image, err := machine.Build(ctx, dir, machine.Machine{
 		Kernel: kernel, Cmdline: "nokaslr",
 		Under: &machine.Under{
 			Image: x.Image, Linux: linux, Console: "hvc0",
-			Cmdline: fmt.Sprintf("console=com1 com1=115200 loglvl=all guest_loglvl=all dom0_mem=%[1]dM,max:%[1]dM", dom0Memory>>20),
+			Cmdline: fmt.Sprintf("console=com1 com1=115200 loglvl=all guest_loglvl=all dom0_mem=%[1]dM,max:%[1]dM bootscrub=0 spec-ctrl=no", dom0Memory>>20),
 		},
 		With: slices.Concat(with, o.With), LibraryPath: filepath.Join(x.Root, "usr/lib/x86_64-linux-gnu"),
-		CPU: processor, CPUs: max(o.CPUs, 1), Memory: machineMemory,
+		CPU: processor, CPUs: max(o.CPUs, 1), Memory: machineMemory, OwnTime: ownTime,
 	}, func(s string) { c.Log("%s", s) })
 	if err != nil {
 		return nil, err

@@ -87,8 +87,12 @@ func (i *Image) args(name, console string) []string {
 		cpu = "max"
 	}
 	linux := "quiet panic=-1 mitigations=off " + m.Cmdline
+	threads := "multi"
+	if m.OwnTime > 0 {
+		threads = "single" // which counting wants
+	}
 	args := []string{
-		"-name", name, "-M", "q35", "-accel", "tcg,thread=multi", "-cpu", cpu,
+		"-name", name, "-M", "q35", "-accel", "tcg,thread=" + threads, "-cpu", cpu,
 		"-smp", strconv.Itoa(m.CPUs), "-m", strconv.FormatInt(m.Memory>>20, 10),
 		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
 		"-serial", "file:" + console,
@@ -97,6 +101,9 @@ func (i *Image) args(name, console string) []string {
 		"-device", "virtio-blk-pci,drive=root",
 		"-device", "virtio-serial-pci", "-chardev", "socket,id=rig,fd=3",
 		"-device", "virtserialport,chardev=rig,name=" + portName,
+	}
+	if m.OwnTime > 0 {
+		args = append(args, "-icount", fmt.Sprintf("shift=%d,sleep=off", m.OwnTime), "-rtc", "clock=vm")
 	}
 	if u := m.Under; u != nil {
 		kernel := u.Linux

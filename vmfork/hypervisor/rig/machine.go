@@ -36,6 +36,10 @@ type Machine struct {
 	CPU    string
 	CPUs   int
 	Memory int64 // bytes, a multiple of 1 MiB
+	// OwnTime has the machine's clocks count its instructions, 2^OwnTime ns each, and skip what
+	// it is idle: it can be as slow as it likes without finding that a time limit is over. It has one CPU then. 0 is the
+	// host's time.
+	OwnTime int
 }
 
 // Under is a hypervisor that boots by the multiboot protocol and finds Linux

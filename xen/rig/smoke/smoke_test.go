@@ -13,8 +13,8 @@ import (
 	"github.com/mpirun-sf/mpirun-sf/xen/rig"
 )
 
-// soon is how long anything may take in a machine that is emulated.
-const soon = time.Minute
+// soon is how long anything may take in a machine that is emulated, on one that is busy.
+const soon = 5 * time.Minute
 
 // xl runs the tool, which must succeed.
 func xl(t *testing.T, args ...string) string {
@@ -75,7 +75,7 @@ func TestLifecycle(t *testing.T) {
 	before := xl(t, "list")
 	const name = "smoke"
 	config := filepath.Join(t.TempDir(), "smoke.cfg")
-	if err := os.WriteFile(config, fmt.Appendf(nil, "name=%q\ntype=\"pvh\"\nmemory=128\nvcpus=1\nkernel=%q\nramdisk=%q\ncmdline=\"console=hvc0 loglevel=4\"\n", name, g.Kernel, g.Initrd), 0o600); err != nil {
+	if err := os.WriteFile(config, fmt.Appendf(nil, "name=%q\ntype=\"pvh\"\nmemory=128\nvcpus=1\nkernel=%q\nramdisk=%q\ncmdline=\"console=hvc0 loglevel=4 mitigations=off\"\n", name, g.Kernel, g.Initrd), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	xl(t, "create", "--quiet", config)
@@ -95,7 +95,7 @@ func TestLifecycle(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if info.Size() < 100<<20 || info.Size() > 130<<20 {
+	if info.Size() < 100<<20 || info.Size() > 140<<20 {
 		t.Errorf("a guest of 128 MB was saved in %d bytes", info.Size())
 	}
 	said = len(heard(t, name))

@@ -41,6 +41,7 @@ type options struct {
 	shell    string
 	out      string
 	cpus     int
+	hostTime bool
 	limit    time.Duration
 	packages []string
 }
@@ -66,7 +67,8 @@ func parseOptions() (o options, err error) {
 	flag.BoolVar(&o.make, "make", false, "fetch and compile what the rig is made of, and run nothing")
 	flag.StringVar(&o.shell, "sh", "", "run these commands of a shell in dom0 instead of tests")
 	flag.StringVar(&o.out, "out", "", "folder for logs and coverage; without it bin/xen-stock or bin/xen-paging")
-	flag.IntVar(&o.cpus, "cpus", 2, "processors of the machine")
+	flag.IntVar(&o.cpus, "cpus", 1, "processors of the machine; more than one has -host-time")
+	flag.BoolVar(&o.hostTime, "host-time", false, "let the machine's clocks go with this one's, and not count its instructions")
 	flag.DurationVar(&o.limit, "limit", 10*time.Minute, "how long the tests of one package may take")
 	flag.Parse()
 	switch o.flavour = rig.Flavour(*flavour); o.flavour {
@@ -116,7 +118,7 @@ func run(ctx context.Context, o options) error {
 		}
 		with = append(with, b.dir)
 	}
-	r, err := rig.Start(ctx, cache, dir, rig.Options{Flavour: o.flavour, With: with, CPUs: o.cpus})
+	r, err := rig.Start(ctx, cache, dir, rig.Options{Flavour: o.flavour, With: with, CPUs: o.cpus, HostTime: o.hostTime || o.cpus > 1})
 	if err != nil {
 		return err
 	}
