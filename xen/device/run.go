@@ -10,8 +10,8 @@ import (
 )
 
 // connectLimit is how long a guest's driver may take: one that boots has a kernel's
-// start before it.
-const connectLimit = 2 * time.Minute
+// start before it, and may be emulated.
+const connectLimit = 5 * time.Minute
 
 // serve begins to serve the guest: as soon as its driver is there, connect takes
 // what it offers, and then the ways run side by side, until ctx ends or one has an error.
