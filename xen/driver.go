@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"strings"
+	"sync/atomic"
 
 	"github.com/mpirun-sf/mpirun-sf/vmfork/descriptor"
 	"github.com/mpirun-sf/mpirun-sf/vmfork/hypervisor"
@@ -27,12 +28,16 @@ type Driver struct {
 	store  *store.Client
 	grants *gntdev.Device
 	bus    *device.Bus
+	owner  *owner
+	holder *holder
+
+	domains atomic.Uint64 // that were made
 }
 
 var _ hypervisor.Driver = (*Driver)(nil)
 
-// Find looks for Xen and its tools. An error that matches
-// [hypervisor.ErrNotSupported] says what there is not.
+// Find looks for Xen and its tools, and destroys the domains of drivers that were killed. An
+// error that matches [hypervisor.ErrNotSupported] says what there is not.
 func Find(ctx context.Context) (*Driver, error) {
 	handle, err := privcmd.Open()
 	if err != nil {
@@ -47,22 +52,44 @@ func Find(ctx context.Context) (*Driver, error) {
 }
 
 func (d *Driver) open(ctx context.Context) (err error) {
-	if d.tool, err = exec.LookPath(Tool); err != nil {
-		return hypervisor.Lacksf("%s is not on PATH; install it: apt-get install xen-utils", Tool)
+	if err = d.openTools(ctx); err != nil {
+		return err
 	}
 	if d.grants, err = gntdev.Open(); err != nil {
 		return err
 	}
-	if d.store, err = store.Open(ctx); err != nil {
+	d.bus = device.NewBus(d.store, d.grants)
+	if err := d.sweep(ctx, ownersFolder); err != nil {
 		return err
 	}
-	d.bus = device.NewBus(d.store, d.grants)
-	return nil
+	if d.owner, err = claim(ownersFolder); err != nil {
+		return err
+	}
+	d.holder, err = startHolder(d.owner)
+	return err
+}
+
+// openTools opens what destroys domains.
+func (d *Driver) openTools(ctx context.Context) (err error) {
+	if d.tool, err = exec.LookPath(Tool); err != nil {
+		return hypervisor.Lacksf("%s is not on PATH; install it: apt-get install xen-utils", Tool)
+	}
+	d.store, err = store.Open(ctx)
+	return err
 }
 
 // Close gives up what the driver has open. Its machines have ended before.
 func (d *Driver) Close() error {
-	errs := []error{d.xen.Close()}
+	var errs []error
+	if d.owner != nil {
+		errs = append(errs, d.owner.release())
+	}
+	if d.holder != nil {
+		errs = append(errs, d.holder.await())
+	}
+	if d.xen != nil {
+		errs = append(errs, d.xen.Close())
+	}
 	if d.grants != nil {
 		errs = append(errs, d.grants.Close())
 	}

@@ -232,7 +232,7 @@ func TestPrepared(t *testing.T) {
 		t.Fatal(err)
 	}
 	cfg := hypervisor.Config{Name: "clone-1", Dir: t.TempDir(), Shape: hypervisor.Shape{VCPUs: 1, Memory: 1 << 20}, MemoryPath: path}
-	d := &Driver{}
+	d := &Driver{owner: &owner{mark: strings.Repeat("0", markLength)}}
 	vm, err := d.Prepare(t.Context(), cfg)
 	if err != nil {
 		t.Fatal(err)

@@ -20,6 +20,9 @@ func (d *Driver) command(ctx context.Context, file *os.File, args ...string) *ex
 	if file != nil {
 		cmd.ExtraFiles = []*os.File{file}
 	}
+	if d.owner != nil { // nobody takes a driver for dead whose last command still makes a domain
+		cmd.ExtraFiles = append(cmd.ExtraFiles, d.owner.lock)
+	}
 	// Its own group, so that its helper ends with it, and no Ctrl-C of a terminal's.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }

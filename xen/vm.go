@@ -2,8 +2,6 @@ package xen
 
 import (
 	"context"
-	"crypto/rand"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"os"
@@ -66,10 +64,8 @@ func (d *Driver) newVM(ctx context.Context, cfg hypervisor.Config) (*vm, error) 
 	} else if info.Size() != cfg.Memory {
 		return nil, fmt.Errorf("start %s: its memory file has %d bytes, want %d", cfg.Name, info.Size(), cfg.Memory)
 	}
-	var mark [6]byte
-	rand.Read(mark[:])
 	v := &vm{
-		d: d, cfg: cfg, name: cfg.Name + "-" + hex.EncodeToString(mark[:]),
+		d: d, cfg: cfg, name: d.owner.domainName(cfg.Name, d.domains.Add(1)),
 		layout: memoryMap(cfg.Memory), done: make(chan struct{}),
 	}
 	v.ctx, v.cancel = context.WithCancel(context.WithoutCancel(ctx))

@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"strconv"
+	"strings"
 	"sync"
 
 	"github.com/mpirun-sf/mpirun-sf/xen/evtchn"
@@ -68,6 +70,9 @@ type Device struct {
 	err error // why it does not go on
 }
 
+// backends has the folders of the host's sides.
+const backends = "/local/domain/0/backend"
+
 // typePrefix begins the types of the host's folders.
 const typePrefix = "mpirun-sf-"
 
@@ -78,7 +83,7 @@ func (b *Bus) Announce(ctx context.Context, domain uint16, kind string, number i
 		bus: b, domain: domain, kind: kind, number: number,
 		name:  fmt.Sprintf("%s %d of domain %d", kind, number, domain),
 		front: fmt.Sprintf("/local/domain/%d/device/%s/%d", domain, kind, number),
-		back:  fmt.Sprintf("/local/domain/0/backend/%s%s/%d/%d", typePrefix, kind, domain, number),
+		back:  fmt.Sprintf("%s/%s%s/%d/%d", backends, typePrefix, kind, domain, number),
 	}
 	// Each side owns its folder, and may read the other's; what is made in a folder
 	// has the folder's permissions.
@@ -115,10 +120,25 @@ func (d *Device) folder(ctx context.Context, path string, owner, reader uint16, 
 	return nil
 }
 
+// Forget removes the host's folders of all devices of a domain whose process is gone. The guest's go with the domain.
+func Forget(ctx context.Context, s *store.Client, domain string) error {
+	kinds, err := s.List(ctx, backends)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	errs := []error{err}
+	for _, k := range kinds {
+		if strings.HasPrefix(k, typePrefix) {
+			errs = append(errs, s.Remove(ctx, backends+"/"+k+"/"+domain))
+		}
+	}
+	return errors.Join(errs...)
+}
+
 // forget removes the device's folders, and those above that are empty without it.
 func (d *Device) forget(ctx context.Context) error {
 	errs := []error{d.bus.Store.Remove(ctx, d.front), d.bus.Store.Remove(ctx, d.back)}
-	above := fmt.Sprintf("/local/domain/0/backend/%s%s/%d", typePrefix, d.kind, d.domain)
+	above := fmt.Sprintf("%s/%s%s/%d", backends, typePrefix, d.kind, d.domain)
 	if names, err := d.bus.Store.List(ctx, above); err == nil && len(names) == 0 {
 		errs = append(errs, d.bus.Store.Remove(ctx, above))
 	}
