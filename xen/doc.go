@@ -31,6 +31,28 @@
 // memory file, which a restored machine has been filled from: it is in the page cache.
 // And a page that was written with what it had is not dirtied.
 //
+// # When this process is killed
+//
+// A domain outlives who made it, and nothing of Xen's ends it with him. So that domains do not, whatever happens (owner.go):
+//
+//  1. [Find] makes an owner: a file in /run/mpirun-sf-xen that is locked as long as this process lives, or a command of
+//     xl's that it has started and that may still make a domain. Its name is part of the names of
+//     all domains, which xl gives them as it makes them: there is no moment in which one belongs to nobody.
+//  2. It starts a holder, this program again in a session of its own, which waits for that lock. Who gets it knows that the
+//     owner is dead, and destroys its domains and what their devices have in XenStore.
+//  3. A holder can be killed as well, with a whole cgroup, or by the kernel with the first process of its PID namespace. So Find
+//     does first of all what holders do, for every owner whose lock is free ([Sweep]). A process outside of such a namespace
+//     calls Sweep when the one inside has ended.
+//
+// The lock is the sign of life, and not the number of a process, because it means the same in all PID namespaces, and because
+// commands inherit it. The holder waits for the lock instead of for the end of a pipe, so that there is one truth for it and
+// for Sweep, and both cannot be at the same domains.
+//
+// # Memory that does not come
+//
+// The memory file may be memtap's, and its pages another host's. A read that fails ends the machine with that reason. One that does not
+// return is left behind when the machine is killed: the kernel does not call it off, and the domain does not need it.
+//
 // # Locking
 //
 // vm.op is held by what changes a machine; Kill ends that by a context first. vm.mu
