@@ -11,6 +11,14 @@
 //     packages' files by links and starts xenstored and xenconsoled.
 //  4. Commands run in dom0 by Run, and Close turns it off.
 //
+// # Time
+//
+// A guest of this Xen is translated, and leaves its mode for Xen at every tick of its clock. With clocks that go as the host's do,
+// a busy host makes ticks come faster than they are served, and limits of Xen's tools, which nobody can change, are over before
+// anything has happened: at a sixth of a processor, a guest that takes half a minute of it to boot did not boot at all. So the rig's clocks
+// count instructions (QEMU's icount): the rig is as slow as the host makes it and does not know. It has one
+// processor then; [Options.HostTime] is for those who want more, or to measure.
+//
 // Command testxen runs the tests below xen/ in a rig, each package's as one static program in a copy of its folder, and brings
 // their coverage back.
 //
@@ -23,7 +31,7 @@
 //     the rest of Xen's tools on PATH; busybox for what else is missing; no device model, so that guests are PVH or PV;
 //   - modules for back ends of disks and networks, FUSE, loop devices, NBD, taps and bridges;
 //   - about 1.9 GB for guests, and tmpfs on /tmp, /run and /dev/shm;
-//   - no Go, no network but lo, and a translated processor: a minute there is some seconds elsewhere.
+//   - no Go, no network but lo, and a translated processor: a minute of its own time is some seconds elsewhere.
 //
 // # Locking
 //
