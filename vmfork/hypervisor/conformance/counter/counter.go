@@ -55,11 +55,10 @@ func run() error {
 	if err != nil {
 		return err
 	}
-	fd, err := guestport.Open(device)
+	port, err := guestport.Use(device)
 	if err != nil {
 		return err
 	}
-	port := os.NewFile(uintptr(fd), device)
 	var me [8]byte
 	rand.Read(me[:])
 	warm, cold := newPattern(me), newPattern(me)

@@ -1,0 +1,109 @@
+package guestport
+
+import (
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// newTerminal makes a terminal, and a link to it at path. What comes back is the host's side: closed, it takes the terminal
+// away.
+func newTerminal(t *testing.T, path string) *os.File {
+	t.Helper()
+	master, err := os.OpenFile("/dev/ptmx", os.O_RDWR|unix.O_NOCTTY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { master.Close() })
+	if err := unix.IoctlSetPointerInt(int(master.Fd()), unix.TIOCSPTLCK, 0); err != nil {
+		t.Fatal(err)
+	}
+	n, err := unix.IoctlGetInt(int(master.Fd()), unix.TIOCGPTN)
+	if err != nil {
+		t.Fatal(err)
+	}
+	os.Remove(path)
+	if err := os.Symlink(fmt.Sprintf("/dev/pts/%d", n), path); err != nil {
+		t.Fatal(err)
+	}
+	return master
+}
+
+// A port goes on over another terminal when the first is taken away, also under a read that waits.
+func TestTakenAway(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "port")
+	host := newTerminal(t, path)
+	port, err := Use(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	heard := make(chan string)
+	go func() {
+		defer close(heard)
+		for b := make([]byte, 16); ; {
+			n, err := port.Read(b)
+			if err != nil {
+				heard <- err.Error()
+				return
+			}
+			heard <- string(b[:n])
+		}
+	}()
+	hear := func(want string) {
+		t.Helper()
+		select {
+		case got := <-heard:
+			if got != want {
+				t.Fatalf("heard is %q, want %q", got, want)
+			}
+		case <-time.After(20 * time.Second):
+			t.Fatalf("waited 20 s to hear %q", want)
+		}
+	}
+	say := func(host *os.File, word string) {
+		t.Helper()
+		if _, err := io.WriteString(port, word); err != nil {
+			t.Fatal(err)
+		}
+		got := make([]byte, len(word))
+		if _, err := io.ReadFull(host, got); err != nil || string(got) != word {
+			t.Fatalf("written is %q (%v), want %q", got, err, word)
+		}
+		if _, err := io.WriteString(host, word); err != nil {
+			t.Fatal(err)
+		}
+		hear(word)
+	}
+	say(host, "first")
+	next := newTerminal(t, path) // before the other goes, or its number would come again
+	host.Close()
+	say(next, "second\x04\n")
+	say(next, "third")
+}
+
+// What is no terminal is the file.
+func TestUseFile(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "file")
+	if err := os.WriteFile(path, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	port, err := Use(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer port.Close()
+	if _, ok := port.(*os.File); !ok {
+		t.Errorf("it is a %T", port)
+	}
+	if _, err := port.Read(make([]byte, 1)); err != io.EOF {
+		t.Errorf("at its end: %v", err)
+	}
+	if _, err := Use(path + "x"); err == nil {
+		t.Error("what is not there can be used")
+	}
+}
