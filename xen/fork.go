@@ -171,7 +171,7 @@ func (v *vm) restore(ctx context.Context, b []byte) error {
 	if err != nil {
 		return err
 	}
-	defer memory.Close()
+	defer func() { go memory.Close() }() // which waits for reads that were left behind
 	if err := fill(ctx, v.d.xen, v.id, v.layout, &s.frames, memory); err != nil {
 		return err
 	}
