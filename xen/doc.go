@@ -22,7 +22,7 @@
 //     frames that the guest had (state.go). The domain stays, paused, to be read from or resumed.
 //  3. [Driver.Prepare] does nothing that takes time: xl makes a domain only from a state.
 //  4. Restore: xl restore -p of the device state, which leaves the domain without RAM; it
-//     is given frames and filled from the memory file (memory.go); devices; unpause.
+//     is given frames and filled from the memory file (memory.go, in a process of its own); devices; unpause.
 //
 // # Why dirtied pages are found by comparison
 //
@@ -50,8 +50,9 @@
 //
 // # Memory that does not come
 //
-// The memory file may be memtap's, and its pages another host's. A read that fails ends the machine with that reason. One that does not
-// return is left behind when the machine is killed: the kernel does not call it off, and the domain does not need it.
+// The memory file may be memtap's, and its pages another host's. So a domain is filled by a process of its own (helper.go), which
+// ends with the machine whatever it waits for. This process, which may be memtap's server as well, reads of such a file what
+// the filler has read before (step 2). A read that fails ends the machine with that reason.
 //
 // # Locking
 //

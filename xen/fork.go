@@ -167,12 +167,7 @@ func (v *vm) restore(ctx context.Context, b []byte) error {
 	if err := v.load(ctx, s); err != nil {
 		return fmt.Errorf("the device state does not load: %w", err)
 	}
-	memory, err := os.Open(v.cfg.MemoryPath)
-	if err != nil {
-		return err
-	}
-	defer func() { go memory.Close() }() // which waits for reads that were left behind
-	if err := fill(ctx, v.d.xen, v.id, v.layout, &s.frames, memory); err != nil {
+	if err := v.fill(ctx, &s.frames); err != nil {
 		return err
 	}
 	return v.run(ctx)

@@ -133,7 +133,7 @@ func fill(ctx context.Context, xen *privcmd.Handle, id privcmd.Domain, l layout,
 				if err := ctx.Err(); err != nil {
 					return err
 				}
-				return fillPiece(ctx, xen, id, some, memory)
+				return fillPiece(xen, id, some, memory)
 			})
 			p.first, p.count, p.offset = p.first+some.count, p.count-some.count, p.offset+int64(some.count)*pageSize
 		}
@@ -162,14 +162,14 @@ func populate(ctx context.Context, xen *privcmd.Handle, id privcmd.Domain, p pie
 
 // fillPiece copies from the memory file, also zeros: what Xen gives a domain need not
 // be clean.
-func fillPiece(ctx context.Context, xen *privcmd.Handle, id privcmd.Domain, p piece, memory io.ReaderAt) error {
+func fillPiece(xen *privcmd.Handle, id privcmd.Domain, p piece, memory io.ReaderAt) error {
 	frames := make([]uint64, p.count)
 	for i := range frames {
 		frames[i] = p.first + uint64(i)
 	}
-	content, err := readUntil(ctx, memory, p)
-	if err != nil {
-		return err
+	content := make([]byte, p.count*pageSize)
+	if n, err := memory.ReadAt(content, p.offset); n < len(content) {
+		return fmt.Errorf("read its memory file: %w", err)
 	}
 	m, err := xen.Map(id, frames, true)
 	if err != nil {
@@ -177,27 +177,6 @@ func fillPiece(ctx context.Context, xen *privcmd.Handle, id privcmd.Domain, p pi
 	}
 	copy(m.Bytes, content)
 	return m.Unmap()
-}
-
-// readUntil reads a piece until ctx ends. The file may be memtap's, and its pages on their way from another host for longer
-// than the machine is wanted: who waits for one in the kernel is left behind, and what comes is dropped.
-func readUntil(ctx context.Context, memory io.ReaderAt, p piece) ([]byte, error) {
-	content, read := make([]byte, p.count*pageSize), make(chan error, 1)
-	go func() {
-		n, err := memory.ReadAt(content, p.offset)
-		if n == len(content) {
-			err = nil
-		} else {
-			err = fmt.Errorf("read its memory file: %w", err)
-		}
-		read <- err
-	}()
-	select {
-	case err := <-read:
-		return content, err
-	case <-ctx.Done():
-		return nil, fmt.Errorf("wait for its memory: %w", ctx.Err())
-	}
 }
 
 // ram reads a domain's RAM by offset in the memory file.

@@ -159,22 +159,6 @@ func (d *Driver) inherit(ctx context.Context, o *owner) error {
 	return nil
 }
 
-// holderName is what a driver's holder is called by: a process of the same program, in a session of its own, that waits for
-// the driver's end and destroys what it has left.
-const holderName = "mpirun-sf-xen-holder"
-
-// This program as a holder. The packages that import this one are not initialized yet, so nothing of them runs in it.
-func init() {
-	if filepath.Base(os.Args[0]) != holderName {
-		return
-	}
-	if err := hold(os.Args[1]); err != nil {
-		fmt.Fprintf(os.Stderr, "%s: %v\n", holderName, err)
-		unix.Exit(1)
-	}
-	unix.Exit(0)
-}
-
 // sweepLimit is how long all domains of a driver may take to be destroyed.
 const sweepLimit = 5 * time.Minute
 
@@ -212,7 +196,7 @@ type holder struct {
 
 // startHolder starts one for an owner.
 func startHolder(o *owner) (*holder, error) {
-	cmd := exec.Command("/proc/self/exe")
+	cmd := exec.Command(self)
 	cmd.Args = []string{holderName, o.lock.Name()}
 	cmd.Stderr = os.Stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}

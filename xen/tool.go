@@ -16,7 +16,12 @@ const inheritedFile = "/proc/self/fd/3"
 
 // command is xl with arguments, to be run by runTool.
 func (d *Driver) command(ctx context.Context, file *os.File, args ...string) *exec.Cmd {
-	cmd := exec.CommandContext(ctx, d.tool, args...)
+	return d.process(ctx, d.tool, file, args...)
+}
+
+// process is a command that ends with ctx, and that the driver's owner lives as long as.
+func (d *Driver) process(ctx context.Context, program string, file *os.File, args ...string) *exec.Cmd {
+	cmd := exec.CommandContext(ctx, program, args...)
 	if file != nil {
 		cmd.ExtraFiles = []*os.File{file}
 	}

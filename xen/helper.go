@@ -1,0 +1,101 @@
+package xen
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/mpirun-sf/mpirun-sf/xen/privcmd"
+	"github.com/mpirun-sf/mpirun-sf/xen/stream"
+)
+
+// self is this program's file, also when that has been removed.
+const self = "/proc/self/exe"
+
+// Names by which this program is a process of a driver's, in a session of its own.
+const (
+	holderName = "mpirun-sf-xen-holder" // waits for the driver's end, and destroys what it has left
+	fillerName = "mpirun-sf-xen-filler" // gives a domain its memory
+)
+
+// The packages that import this one are not initialized yet, so nothing of them runs in a helper.
+func init() {
+	var err error
+	switch filepath.Base(os.Args[0]) {
+	case holderName:
+		err = hold(os.Args[1])
+	case fillerName:
+		err = beFiller(os.Args[1:])
+	default:
+		return
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		unix.Exit(1)
+	}
+	unix.Exit(0)
+}
+
+// fill gives the machine's domain the frames that its guest had, and what the memory file has of them.
+//
+// A process of its own does it. The file may be memtap's, whose server is this process: a read that waits for a page of another
+// host cannot be called off but by the end of who reads, and a process that is killed while it reads what it serves itself need not end.
+func (v *vm) fill(ctx context.Context, frames *stream.Frames) error {
+	list, err := frames.AppendBinary(nil)
+	if err != nil {
+		return err
+	}
+	memory, err := os.Open(v.cfg.MemoryPath)
+	if err != nil {
+		return err
+	}
+	defer memory.Close()
+	cmd := v.d.process(ctx, self, memory)
+	cmd.Args = []string{fillerName, strconv.Itoa(int(v.id)), strconv.FormatInt(v.cfg.Memory, 10)}
+	var said bytes.Buffer
+	cmd.Stdin, cmd.Stderr = bytes.NewReader(list), &said
+	err = cmd.Run()
+	switch _, failed := errors.AsType[*exec.ExitError](err); {
+	case ctx.Err() != nil:
+		return fmt.Errorf("wait for its memory: %w", ctx.Err())
+	case failed && said.Len() > 0:
+		return errors.New(complaintOf(said.Bytes()))
+	case err != nil:
+		return fmt.Errorf("fill its memory: %w", err)
+	}
+	return nil
+}
+
+// beFiller is the filler's life. Its arguments are a domain's number and the size of its memory; the list of frames is its
+// input, and the memory file what it has inherited.
+func beFiller(args []string) error {
+	id, err := strconv.ParseUint(args[0], 10, 15)
+	if err != nil {
+		return err
+	}
+	size, err := strconv.ParseInt(args[1], 10, 64)
+	if err != nil {
+		return err
+	}
+	list, err := io.ReadAll(os.Stdin)
+	if err != nil {
+		return err
+	}
+	var frames stream.Frames
+	if err := frames.UnmarshalBinary(list); err != nil {
+		return err
+	}
+	handle, err := privcmd.Open()
+	if err != nil {
+		return err
+	}
+	return fill(context.Background(), handle, privcmd.Domain(id), memoryMap(size), &frames, os.NewFile(3, "memory"))
+}
