@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"strings"
 	"testing"
 	"time"
 
@@ -163,6 +164,18 @@ func TestDownTapIsSilent(t *testing.T) {
 	}
 	if got := stray(t, two); got != nil {
 		t.Errorf("after Down: received %q", got)
+	}
+}
+
+// A tap that cannot be let through the filter is an error, and leaves no device.
+func TestTapThatCannotSend(t *testing.T) {
+	n := create(t)
+	n.filter.close()
+	if _, err := n.AddTap(1); err == nil || !strings.Contains(err.Error(), "send by tap1") {
+		t.Errorf("without a filter: %v", err)
+	}
+	if _, err := n.handle.LinkByName("tap1"); err == nil {
+		t.Error("the tap is still there")
 	}
 }
 
