@@ -61,6 +61,6 @@ func MakeGuest(t *testing.T) Guest {
 	return Guest{
 		Kernel:    hypervisor.Kernel{Image: kernel.Path, Initrd: initrd},
 		Shape:     hypervisor.Shape{VCPUs: 1, Memory: 192 << 20},
-		BootLimit: 90 * time.Second,
+		BootLimit: 5 * time.Minute,
 	}
 }

@@ -177,7 +177,10 @@ func (d *Driver) cmdline(own string) string {
 	//
 	// A microvm knows one way to reset, and Linux does not come to it by
 	// itself: a guest that panics would spin for ever, and nobody notice.
-	line := "console=ttyS0 quiet page_reporting.page_reporting_order=0 panic=-1 reboot=t " + own
+	//
+	// Nor has it PCI: on AMD's processors Linux looks for an AGP bridge on 256
+	// buses, twice, by two ports that it must leave the guest for.
+	line := "console=ttyS0 quiet page_reporting.page_reporting_order=0 panic=-1 reboot=t pci=noearly " + own
 	if d.Accel == TCG {
 		line += ClockArguments()
 	}

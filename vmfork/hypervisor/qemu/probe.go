@@ -20,16 +20,18 @@ import (
 // takes is taken from the best of several rounds, each twice as long as the one
 // before: a busy host makes rounds longer, and none shorter, and what entering
 // and leaving the guest costs, which on emulated processors is much, is lost in
-// the longer ones. Whether it is fast is known after a few milliseconds, either
-// way.
+// the longer ones. That it is fast is known after a few milliseconds; that it is
+// slow is believed of the best of some long rounds only, for the host may have done
+// something else in one, and in the next.
 const (
 	probeFirst = 1_000   // steps of the first round
 	probeLast  = 256_000 // and of the last
 	probeStep  = 50 * time.Nanosecond
 
-	probeSure  = 10                    // times as fast or as slow: no need for more rounds
+	probeSure  = 10                    // times as fast or as slow: no need for longer rounds
 	probeSlow  = 8_000                 // but a round that is slow proves nothing before this one
-	probeLimit = 50 * time.Millisecond // for all
+	probeProof = 4                     // and it takes so many
+	probeLimit = 50 * time.Millisecond // for all, when it is slow
 )
 
 // Probe says which accelerator to take. KVM counts only when it is fast: a
@@ -108,7 +110,7 @@ func probeKVM(ctx context.Context) (step, took time.Duration, err error) {
 		return 0, 0, err
 	}
 	step = math.MaxInt64
-	for n := probeFirst; n <= probeLast; n *= 2 {
+	for n, proofs := probeFirst, 0; n <= probeLast; {
 		regs := kvmRegs{RIP: probeCode, RFlags: 2, RCX: uint64(n)}
 		if _, err := ioctl(vcpu, kvmSetRegs, uintptr(unsafe.Pointer(&regs))); err != nil {
 			return 0, 0, err
@@ -134,8 +136,15 @@ func probeKVM(ctx context.Context) (step, took time.Duration, err error) {
 		round := time.Since(begin)
 		step = min(step, round/time.Duration(n))
 		took += round
-		if step <= probeStep/probeSure || step > probeStep*probeSure && n >= probeSlow || took > probeLimit {
+		if n >= probeSlow {
+			proofs++
+		}
+		surely := step > probeStep*probeSure
+		if step <= probeStep/probeSure || proofs >= probeProof && (surely || took > probeLimit) {
 			break
+		}
+		if n < probeSlow || !surely {
+			n *= 2
 		}
 	}
 	return step, took, nil
