@@ -21,8 +21,10 @@
 //
 //  1. Clones of one file go on from where their parent stood, and cause reads of
 //     the window's size and no others.
-//  2. A page that is on its way does not hinder a kill, and one that comes late
+//  2. What a guest frees leaves its RAM file; its clone can take it without a fetch,
+//     and what the clone frees is not among its own pages any more.
+//  3. A page that is on its way does not hinder a kill, and one that comes late
 //     lets the clone go on.
-//  3. A page that cannot be had, and a memtap that is gone, end the machine, with
+//  4. A page that cannot be had, and a memtap that is gone, end the machine, with
 //     a reason: it neither hangs nor goes on.
 package conformance

@@ -4,7 +4,9 @@
 //	<a number drawn at boot> <counter> <whether its memory is as it was> <letters obeyed>
 //
 // and it does what the host says by letters: c looks whether memory is as it was
-// that it has not touched since its boot; and it ends by o for off, r for restart, p for a kernel that panics.
+// that it has not touched since its boot; t takes [Taken] bytes of memory, all of
+// them written, and f frees them; and it ends by o for off, r for restart, p for a
+// kernel that panics.
 //
 // It is a package, so that a program of tests can be its own guest where there is no
 // compiler.
@@ -25,6 +27,9 @@ import (
 
 // PortName is the serial port on which it counts.
 const PortName = "mpirun-sf"
+
+// Taken is how much memory it takes when it is told to.
+const Taken = 48 << 20
 
 // Main counts until the guest ends. It is for process 1.
 func Main() {
@@ -65,6 +70,7 @@ func run() error {
 	var obeyed atomic.Int64
 	var damaged atomic.Bool
 	go func() {
+		var taken []byte
 		for letter := make([]byte, 1); ; obeyed.Add(1) {
 			if _, err := port.Read(letter); err != nil {
 				return
@@ -74,6 +80,13 @@ func run() error {
 				if !cold.whole() {
 					damaged.Store(true)
 				}
+			case 't':
+				if taken, err = take(); err != nil {
+					fmt.Printf("guest: %v\n", err)
+					return
+				}
+			case 'f':
+				unix.Munmap(taken)
 			case 'r':
 				unix.Reboot(unix.LINUX_REBOOT_CMD_RESTART)
 			case 'p':
@@ -93,6 +106,16 @@ func run() error {
 		}
 		time.Sleep(50 * time.Millisecond)
 	}
+}
+
+// take takes memory of the kernel's, past the run-time system, which would keep it.
+func take() ([]byte, error) {
+	taken, err := unix.Mmap(-1, 0, Taken, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANON)
+	if err != nil {
+		return nil, fmt.Errorf("take memory: %w", err)
+	}
+	rand.Read(taken)
+	return taken, nil
 }
 
 // A pattern is memory with a known content, of which every page has some.
