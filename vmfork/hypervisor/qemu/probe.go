@@ -30,7 +30,7 @@ const (
 
 	probeSure  = 10                    // times as fast or as slow: no need for longer rounds
 	probeSlow  = 8_000                 // but a round that is slow proves nothing before this one
-	probeProof = 4                     // and it takes so many
+	probeProof = 3                     // and it takes so many
 	probeLimit = 50 * time.Millisecond // for all, when it is slow
 )
 
