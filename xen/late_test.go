@@ -167,7 +167,7 @@ func (f *frozen) prepare(t *testing.T, memory string) (hypervisor.VM, net.Conn) 
 	return machine, channel
 }
 
-// comes: a clone over memtap's file goes on.
+// comes: a clone over memtap's file goes on, and ends when its guest does.
 func (f *frozen) comes(t *testing.T) {
 	im, err := slice.NewImage(f.image)
 	if err != nil {
@@ -188,6 +188,18 @@ func (f *frozen) comes(t *testing.T) {
 	channel.SetReadDeadline(time.Now().Add(soon))
 	if _, err := channel.Read(make([]byte, 1)); err != nil {
 		t.Fatalf("hear the clone: %v", err)
+	}
+	if _, err := channel.Write([]byte("o")); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case <-machine.Done():
+		if machine.Err() == nil {
+			t.Error("it is gone without a reason")
+		}
+		t.Log(machine.Err())
+	case <-time.After(soon):
+		t.Fatalf("waited %v for a clone to be gone that was told to turn off", soon)
 	}
 }
 
