@@ -23,7 +23,9 @@ func Use(device string) (io.ReadWriteCloser, error) {
 	if err != nil || !term.IsTerminal(int(file.Fd())) {
 		return file, err
 	}
-	return &terminalPort{device: device, file: file}, nil
+	p := &terminalPort{device: device, now: &attached{file: file}}
+	p.unused.L = &p.mu
+	return p, nil
 }
 
 func open(device string) (*os.File, error) {
@@ -38,18 +40,25 @@ func open(device string) (*os.File, error) {
 type terminalPort struct {
 	device string
 
-	mu   sync.RWMutex // held for reading while file is used: the kernel has no new terminal while somebody has the old one open
-	file *os.File
+	mu     sync.Mutex // guards now and what it points to
+	now    *attached
+	unused sync.Cond // some terminal has no users any more
+}
+
+// attached is a terminal that a port is, or was.
+type attached struct {
+	file  *os.File
+	users int // reads and writes under way
 }
 
 // Read implements io.Reader.
 func (p *terminalPort) Read(b []byte) (n int, err error) {
 	for len(b) > 0 {
-		var file *os.File
-		if file, n, err = p.use((*os.File).Read, b); n > 0 || !taken(err) {
+		var at *attached
+		if at, n, err = p.use((*os.File).Read, b); n > 0 || !taken(err) {
 			return n, err
 		}
-		if err := p.again(file); err != nil {
+		if err := p.again(at); err != nil {
 			return 0, err
 		}
 	}
@@ -59,38 +68,50 @@ func (p *terminalPort) Read(b []byte) (n int, err error) {
 // Write implements io.Writer.
 func (p *terminalPort) Write(b []byte) (n int, err error) {
 	for {
-		file, some, err := p.use((*os.File).Write, b[n:])
+		at, some, err := p.use((*os.File).Write, b[n:])
 		if n += some; !taken(err) {
 			return n, err
 		}
-		if err := p.again(file); err != nil {
+		if err := p.again(at); err != nil {
 			return n, err
 		}
 	}
 }
 
-func (p *terminalPort) use(do func(*os.File, []byte) (int, error), b []byte) (file *os.File, n int, err error) {
-	p.mu.RLock()
-	defer p.mu.RUnlock()
-	n, err = do(p.file, b)
-	return p.file, n, err
+func (p *terminalPort) use(do func(*os.File, []byte) (int, error), b []byte) (at *attached, n int, err error) {
+	p.mu.Lock()
+	at = p.now
+	at.users++
+	p.mu.Unlock()
+	n, err = do(at.file, b)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if at.users--; at.users == 0 {
+		p.unused.Broadcast()
+	}
+	return at, n, err
 }
 
 // taken says whether an error is that of a terminal that was taken away.
 func taken(err error) bool { return errors.Is(err, io.EOF) || errors.Is(err, unix.EIO) }
 
-// again opens the terminal instead of one that was taken away. Who else uses that has noticed as well.
-func (p *terminalPort) again(old *os.File) error {
+// again opens the terminal instead of one that was taken away. Who else uses that notices as well, and is waited for: the kernel
+// has no new terminal while somebody has the old one open.
+func (p *terminalPort) again(old *attached) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.file != old { // another was here first
+	for p.now == old && old.users > 0 {
+		p.unused.Wait()
+	}
+	if p.now != old { // another was here first, and may use the new one already
 		return nil
 	}
-	old.Close()
+	old.file.Close()
 	for end := time.Now().Add(limit); ; time.Sleep(time.Millisecond) {
 		file, err := open(p.device)
 		if err == nil {
-			p.file = file
+			p.now = &attached{file: file}
+			p.unused.Broadcast()
 			return nil
 		}
 		if time.Now().After(end) {
@@ -101,7 +122,7 @@ func (p *terminalPort) again(old *os.File) error {
 
 // Close implements io.Closer.
 func (p *terminalPort) Close() error {
-	p.mu.RLock()
-	defer p.mu.RUnlock()
-	return p.file.Close()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.now.file.Close()
 }
