@@ -91,12 +91,15 @@ func (s Source) unpack(ctx context.Context, dir string) error {
 	return command(ctx, dir, log, "tar", "-xf", archives[0], "--strip-components=1", "--no-same-owner", "-C", s.Folder(dir))
 }
 
-// places are where this machine fetches Debian 12 from.
+// places are where this machine fetches Debian 12 from, its security updates among them.
 func places(ctx context.Context) (found []string) {
-	out, err := exec.CommandContext(ctx, "apt-get", "indextargets", "--format", "$(SITE) $(RELEASE) $(COMPONENT)",
-		"Created-By: Packages", "Origin: Debian", "Codename: bookworm", "Component: main").Output()
-	for place := range strings.Lines(string(out)) {
-		found = append(found, strings.TrimSpace(place))
+	out, err := exec.CommandContext(ctx, "apt-get", "indextargets", "--format", "$(CODENAME) $(SITE) $(RELEASE) $(COMPONENT)",
+		"Created-By: Packages", "Origin: Debian", "Component: main").Output()
+	for line := range strings.Lines(string(out)) {
+		codename, place, _ := strings.Cut(strings.TrimSpace(line), " ")
+		if codename == "bookworm" || strings.HasPrefix(codename, "bookworm-") {
+			found = append(found, place)
+		}
 	}
 	if err != nil || len(found) == 0 {
 		return []string{archive}

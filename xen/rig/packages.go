@@ -61,6 +61,33 @@ func known(ctx context.Context, names []string) ([]Package, error) {
 	return found, nil
 }
 
+// versionsOf are the versions of a package that apt can fetch, the one that it would install first.
+func versionsOf(ctx context.Context, name string) ([]string, error) {
+	out, err := output(ctx, "", "apt-cache", "madison", name)
+	if err != nil {
+		return nil, fmt.Errorf("ask apt for versions of %s: %w", name, err)
+	}
+	versions := parseVersions(out)
+	if len(versions) == 0 {
+		return nil, fmt.Errorf("apt knows no version of %s", name)
+	}
+	return versions, nil
+}
+
+// parseVersions reads what "apt-cache madison" prints: a package, a version and a place on each line, with bars between.
+func parseVersions(out string) (versions []string) {
+	for line := range strings.Lines(out) {
+		fields := strings.Split(line, "|")
+		if len(fields) != 3 {
+			continue
+		}
+		if v := strings.TrimSpace(fields[1]); v != "" && !slices.Contains(versions, v) {
+			versions = append(versions, v)
+		}
+	}
+	return versions
+}
+
 // parsePackages reads what "apt-cache show" prints: paragraphs of fields, one package each.
 func parsePackages(out string) (found []Package) {
 	for paragraph := range strings.SplitSeq(out, "\n\n") {

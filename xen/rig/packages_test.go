@@ -2,6 +2,7 @@ package rig
 
 import (
 	"reflect"
+	"slices"
 	"testing"
 )
 
@@ -42,4 +43,15 @@ func FuzzParsePackages(f *testing.F) {
 			}
 		}
 	})
+}
+
+func TestParseVersions(t *testing.T) {
+	const said = `xen-hypervisor-4.17-amd64 | 4.17.7+13-g2445b30a44-0+deb12u1 | http://deb.debian.org/debian-security bookworm-security/main amd64 Packages
+xen-hypervisor-4.17-amd64 | 4.17.5+72-g01140da4e8-1 | http://deb.debian.org/debian bookworm/main amd64 Packages
+xen-hypervisor-4.17-amd64 | 4.17.5+72-g01140da4e8-1 | http://mirror.example/debian bookworm/main amd64 Packages
+N: nothing else
+`
+	if got := parseVersions(said); !slices.Equal(got, []string{"4.17.7+13-g2445b30a44-0+deb12u1", "4.17.5+72-g01140da4e8-1"}) {
+		t.Errorf("the versions are %q", got)
+	}
 }

@@ -21,8 +21,11 @@ var pagingConfig = []string{"CONFIG_EXPERT=y", "CONFIG_UNSUPPORTED=y", "CONFIG_M
 // compileTimeout is how long the hypervisor's compilation may take.
 const compileTimeout = 30 * time.Minute
 
+// versionFile is a file in a part of the cache with the version of what was compiled.
+const versionFile = "version"
+
 // Paging is the hypervisor of the stock Xen's source package, compiled anew with memory paging; tools are the stock ones, for
-// the interface between them is the same.
+// the interface between them is the same within a release.
 func (c *Cache) Paging(ctx context.Context, stock *Xen) (*Xen, error) {
 	dir, err := c.part(ctx, "paging", append([]string{stock.Source, stock.Version}, pagingConfig...), func(dir string) error {
 		for tool, pkg := range map[string]string{"make": "make", "gcc": "gcc", "python3": "python3", "flex": "flex", "bison": "bison"} {
@@ -30,13 +33,12 @@ func (c *Cache) Paging(ctx context.Context, stock *Xen) (*Xen, error) {
 				return fmt.Errorf("%s is not there: apt-get install %s", tool, pkg)
 			}
 		}
-		c.Log("fetching the source of %s %s", stock.Source, stock.Version)
 		fetched := filepath.Join(dir, "source")
 		if err := os.Mkdir(fetched, 0o755); err != nil {
 			return err
 		}
 		defer os.RemoveAll(fetched)
-		source, err := fetchSource(ctx, fetched, debian.Source{Name: stock.Source, Version: stock.Version})
+		source, version, err := c.fetchSource(ctx, fetched, stock)
 		if err != nil {
 			return err
 		}
@@ -46,21 +48,44 @@ func (c *Cache) Paging(ctx context.Context, stock *Xen) (*Xen, error) {
 			return err
 		}
 		c.Log("Xen was compiled in %v", time.Since(begin).Round(time.Second))
+		if err := os.WriteFile(filepath.Join(dir, versionFile), []byte(version), 0o644); err != nil {
+			return err
+		}
 		return os.Rename(filepath.Join(source, "xen", "xen"), filepath.Join(dir, multiboot))
 	})
 	if err != nil {
 		return nil, err
 	}
+	version, err := os.ReadFile(filepath.Join(dir, versionFile))
+	if err != nil {
+		return nil, err
+	}
 	paging := *stock
-	paging.Image = filepath.Join(dir, multiboot)
+	paging.Image, paging.Version = filepath.Join(dir, multiboot), string(version)
 	return &paging, nil
 }
 
-// fetchSource fetches the source package and unpacks it in a folder of dir.
-func fetchSource(ctx context.Context, dir string, s debian.Source) (string, error) {
+// fetchSource fetches the source package and unpacks it in a folder of dir: that of the stock Xen's version or, where the archive
+// has only the packages of that one and not their source, that of the next version that it has.
+func (c *Cache) fetchSource(ctx context.Context, dir string, stock *Xen) (source, version string, err error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, aptTimeout, fmt.Errorf("fetching the source had no end after %v", aptTimeout))
 	defer cancel()
-	return s.Fetch(ctx, dir)
+	versions, err := versionsOf(ctx, stock.Package)
+	if err != nil {
+		return "", "", err
+	}
+	var errs []error
+	for _, version := range versions {
+		c.Log("fetching the source of %s %s", stock.Source, version)
+		source, err := debian.Source{Name: stock.Source, Version: version}.Fetch(ctx, dir)
+		if err == nil {
+			return source, version, nil
+		}
+		if errs = append(errs, err); ctx.Err() != nil {
+			break
+		}
+	}
+	return "", "", errors.Join(errs...)
 }
 
 // compile makes the hypervisor in the folder of its source.

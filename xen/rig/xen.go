@@ -13,7 +13,8 @@ import (
 
 // Xen is a hypervisor and the tools of its version.
 type Xen struct {
-	Version string // of the packages
+	Version string // of the hypervisor's package
+	Package string // that package, without a version
 	Source  string // the source package, without a version
 	Image   string // path of the hypervisor, which boots by the multiboot protocol
 	Root    string // folder with the tools' files, at the paths below it that they have when installed
@@ -65,7 +66,7 @@ func (c *Cache) Stock(ctx context.Context) (*Xen, error) {
 		return nil, err
 	}
 	source, _, _ := strings.Cut(packages[0].Source, " ")
-	return &Xen{packages[0].Version, source, filepath.Join(dir, multiboot), filepath.Join(dir, "root")}, nil
+	return &Xen{packages[0].Version, packages[0].Name, source, filepath.Join(dir, multiboot), filepath.Join(dir, "root")}, nil
 }
 
 func gunzip(dst, src string) (err error) {
