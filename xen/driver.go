@@ -30,6 +30,7 @@ type Driver struct {
 	bus    *device.Bus
 	owner  *owner
 	holder *holder
+	paging error // why memory does not come on demand, nil if it does
 
 	domains atomic.Uint64 // that were made
 }
@@ -59,6 +60,7 @@ func (d *Driver) open(ctx context.Context) (err error) {
 		return err
 	}
 	d.bus = device.NewBus(d.store, d.grants)
+	d.paging = d.xen.Paging()
 	if err := d.sweep(ctx, ownersFolder); err != nil {
 		return err
 	}
@@ -105,6 +107,10 @@ func (d *Driver) Name() string { return "xen" }
 // Version implements [hypervisor.Driver]. What the processor must have is in a device
 // state itself, and checked by Xen.
 func (d *Driver) Version() string { return fmt.Sprintf("Xen %v pvh", d.xen.Release()) }
+
+// OnDemand is nil where a restored machine gets its memory page by page, as it touches it. Else the error matches
+// [hypervisor.ErrNotSupported] and says why all of it has to be there first.
+func (d *Driver) OnDemand() error { return d.paging }
 
 // lowMemory is where RAM makes room for ACPI tables, the APIC and Xen's own pages, and
 // goes on at 4 GiB (libxl's libxl__build_hvm, for guests without a device model).

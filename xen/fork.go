@@ -35,6 +35,11 @@ func (v *vm) suspend(ctx context.Context) ([]byte, error) {
 	if v.id == 0 { // which is this domain's own number
 		return nil, errNotStarted
 	}
+	if v.pager != nil { // xl save reads all of it
+		if err := v.pager.finish(ctx); err != nil {
+			return nil, err
+		}
+	}
 	s, finish, err := v.sink()
 	if err != nil {
 		return nil, err
@@ -167,10 +172,20 @@ func (v *vm) restore(ctx context.Context, b []byte) error {
 	if err := v.load(ctx, s); err != nil {
 		return fmt.Errorf("the device state does not load: %w", err)
 	}
-	if err := v.fill(ctx, &s.frames); err != nil {
+	if err := v.giveMemory(ctx, s); err != nil {
 		return err
 	}
 	return v.run(ctx)
+}
+
+// giveMemory has the machine's memory come as it is touched where Xen can do that for it, and else at once.
+func (v *vm) giveMemory(ctx context.Context, s *state) error {
+	if v.d.paging == nil {
+		if err := v.onDemand(ctx, s); !errors.Is(err, hypervisor.ErrNotSupported) {
+			return err
+		}
+	}
+	return v.fill(ctx, &s.frames)
 }
 
 // load has xl make a domain of a state.

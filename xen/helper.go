@@ -23,7 +23,8 @@ const self = "/proc/self/exe"
 // Names by which this program is a process of a driver's, in a session of its own.
 const (
 	holderName = "mpirun-sf-xen-holder" // waits for the driver's end, and destroys what it has left
-	fillerName = "mpirun-sf-xen-filler" // gives a domain its memory
+	fillerName = "mpirun-sf-xen-filler" // gives a domain its memory, all of it
+	pagerName  = "mpirun-sf-xen-pager"  // gives a domain its memory as it touches it
 )
 
 // The packages that import this one are not initialized yet, so nothing of them runs in a helper.
@@ -34,6 +35,8 @@ func init() {
 		err = hold(os.Args[1])
 	case fillerName:
 		err = beFiller(os.Args[1:])
+	case pagerName:
+		err = bePager(os.Args[1:])
 	default:
 		return
 	}
@@ -59,7 +62,7 @@ func (v *vm) fill(ctx context.Context, frames *stream.Frames) error {
 	}
 	defer memory.Close()
 	cmd := v.d.process(ctx, self, memory)
-	cmd.Args = []string{fillerName, strconv.Itoa(int(v.id)), strconv.FormatInt(v.cfg.Memory, 10)}
+	cmd.Args = append([]string{fillerName}, v.domainArgs()...)
 	var said bytes.Buffer
 	cmd.Stdin, cmd.Stderr = bytes.NewReader(list), &said
 	err = cmd.Run()
@@ -77,11 +80,7 @@ func (v *vm) fill(ctx context.Context, frames *stream.Frames) error {
 // beFiller is the filler's life. Its arguments are a domain's number and the size of its memory; the list of frames is its
 // input, and the memory file what it has inherited.
 func beFiller(args []string) error {
-	id, err := strconv.ParseUint(args[0], 10, 15)
-	if err != nil {
-		return err
-	}
-	size, err := strconv.ParseInt(args[1], 10, 64)
+	id, size, err := parseDomain(args)
 	if err != nil {
 		return err
 	}
@@ -97,5 +96,22 @@ func beFiller(args []string) error {
 	if err != nil {
 		return err
 	}
-	return fill(context.Background(), handle, privcmd.Domain(id), memoryMap(size), &frames, os.NewFile(3, "memory"))
+	return fill(context.Background(), handle, id, memoryMap(size), &frames, os.NewFile(3, "memory"))
+}
+
+// domainArgs are the arguments of a helper that gives a domain its memory: the domain's number, and how much memory it has.
+func (v *vm) domainArgs() []string {
+	return []string{strconv.Itoa(int(v.id)), strconv.FormatInt(v.cfg.Memory, 10)}
+}
+
+func parseDomain(args []string) (id privcmd.Domain, memory int64, err error) {
+	if len(args) != 2 {
+		return 0, 0, fmt.Errorf("%d arguments instead of a domain and its memory", len(args))
+	}
+	n, err := strconv.ParseUint(args[0], 10, 15)
+	if err != nil {
+		return 0, 0, err
+	}
+	memory, err = strconv.ParseInt(args[1], 10, 64)
+	return privcmd.Domain(n), memory, err
 }

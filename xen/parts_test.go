@@ -75,7 +75,7 @@ func TestPieces(t *testing.T) {
 // domain is a small saved one, with three pages of RAM and one that is not.
 func domain() (*stream.Domain, []stream.Page) {
 	d := &stream.Domain{MandatoryFlags: 2, Guest: stream.HVM, XenMajor: 4, XenMinor: 17,
-		Records: []stream.Record{{Type: stream.StaticDataEnd}, {Type: stream.HVMContext, Body: []byte("context")}}}
+		Records: []stream.Record{{Type: stream.StaticDataEnd}, {Type: stream.HVMContext, Body: make([]byte, 8)}}}
 	page := func(frame uint64, b byte) stream.Page {
 		return stream.Page{Frame: frame, Content: bytes.Repeat([]byte{b}, pageSize)}
 	}

@@ -10,12 +10,14 @@ import (
 )
 
 // state is the device state of a machine: which frames the guest had, and the saved
-// domain with those pages alone that are not in the memory file.
+// domain with those pages alone that are not in the memory file. What its processors' registers
+// say of its memory is read out of the saved domain.
 //
 // Its bytes are a magic, the length of the list of frames as a variable-length integer,
 // the list (package stream), and the stream for "xl restore".
 type state struct {
 	frames stream.Frames
+	vcpus  []stream.VCPU
 	saved  []byte
 }
 
@@ -65,6 +67,9 @@ func decodeState(b []byte) (*state, error) {
 	}
 	if d.Guest != stream.HVM || in.Len() > 0 {
 		return nil, fmt.Errorf("%w: it has a %v guest and %d bytes behind it", errState, d.Guest, in.Len())
+	}
+	if s.vcpus, err = d.VCPUs(); err != nil {
+		return nil, err
 	}
 	s.saved = saved
 	return s, nil

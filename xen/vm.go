@@ -37,6 +37,7 @@ type vm struct {
 	watching chan struct{} // closed when nobody looks after the domain
 	image    bool          // the memory file is the machine's RAM, of an earlier suspension
 	dirtied  *comparer     // of the last suspension of one that was restored
+	pager    *pager        // what brings its memory, nil if it is there
 
 	mu     sync.Mutex // guards all below
 	ended  bool
@@ -135,7 +136,7 @@ func (v *vm) run(ctx context.Context) error {
 		return err
 	}
 	v.watching = make(chan struct{})
-	go v.watch(w, v.id, v.parts)
+	go v.watch(w, v.id, v.parts, v.pager)
 	return v.d.xen.Unpause(v.id)
 }
 
@@ -173,8 +174,8 @@ func (v *vm) addParts(ctx context.Context) error {
 const lookEvery = 2 * time.Second
 
 // watch ends the machine when its domain has ended by itself.
-func (v *vm) watch(w *store.Watch, id privcmd.Domain, parts []part) {
-	reason := v.awaitEnd(w, id, parts)
+func (v *vm) watch(w *store.Watch, id privcmd.Domain, parts []part, p *pager) {
+	reason := v.awaitEnd(w, id, parts, p)
 	limited, cancel := context.WithTimeout(context.Background(), destroyLimit)
 	defer cancel()
 	w.Close(limited)
@@ -188,15 +189,24 @@ func (v *vm) watch(w *store.Watch, id privcmd.Domain, parts []part) {
 }
 
 // awaitEnd returns why a domain ended, nil if the machine is ended.
-func (v *vm) awaitEnd(w *store.Watch, id privcmd.Domain, parts []part) error {
+func (v *vm) awaitEnd(w *store.Watch, id privcmd.Domain, parts []part, p *pager) error {
 	tick := time.NewTicker(lookEvery)
 	defer tick.Stop()
+	var unpaged <-chan struct{}
+	if p != nil {
+		unpaged = p.done
+	}
 	for {
 		select {
 		case <-v.ctx.Done():
 			return nil
 		case <-v.d.store.Ended():
 			return errors.New("XenStore has ended")
+		case <-unpaged:
+			if p.err != nil {
+				return p.err
+			}
+			unpaged = nil // all of its memory is there
 		case <-w.Changed():
 		case <-tick.C:
 		}
@@ -272,6 +282,9 @@ func (v *vm) finish() {
 func (v *vm) destroy(ctx context.Context) error {
 	if !v.exists {
 		return nil
+	}
+	if v.pager != nil {
+		v.pager.close()
 	}
 	var errs []error
 	for _, p := range v.parts { // what is mapped of it would keep the domain

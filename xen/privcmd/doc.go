@@ -15,6 +15,7 @@
 // version of the interface it means, and Xen refuses all but its own. [Open]
 // finds out which one that is, and refuses one that it does not know. Of what is
 // used here, versions 0x15 to 0x18 (Xen 4.17 to 4.22) have the same layout.
+// Memory paging is a compile-time option of the hypervisor's, and its events have a version of their own: [Handle.Paging] asks for both.
 //
 // # Locking
 //

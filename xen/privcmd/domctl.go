@@ -26,10 +26,16 @@ const domctlHeader = 16
 // control does a command on a domain, and gives what Xen answered to read, which
 // may be nil.
 func (h *Handle) control(command uint32, d Domain, read func(args []byte)) error {
+	return h.controlWith(command, d, func([]byte) {}, read)
+}
+
+// controlWith does one that has arguments, which write writes.
+func (h *Handle) controlWith(command uint32, d Domain, write, read func(args []byte)) error {
 	return h.with(func(b buffer) error {
 		le.PutUint32(b, command)
 		le.PutUint32(b[4:], h.domctl)
 		le.PutUint16(b[8:], uint16(d))
+		write(b[domctlHeader:])
 		if _, err := h.call(opDomctl, b.at(0)); err != nil {
 			return err
 		}

@@ -41,10 +41,11 @@ const (
 
 // Hypercalls, as in Xen's public header xen.h.
 const (
-	opMemory  = 12
-	opVersion = 17
-	opHVM     = 34
-	opDomctl  = 36
+	opMemory    = 12
+	opMulticall = 13
+	opVersion   = 17
+	opHVM       = 34
+	opDomctl    = 36
 )
 
 // Open opens Xen's device. An error that matches [hypervisor.ErrNotSupported]

@@ -21,6 +21,12 @@ type fake struct {
 	domains   map[Domain]*domain
 	populated []string
 	refuse    int // populates so many, and no more
+
+	paging error           // of memory paging, if there is none
+	events uint32          // version of its events
+	out    map[uint64]byte // frames that are nominated (0) or out (1)
+	in     map[uint64]byte // first bytes of pages that were brought
+	used   map[uint64]bool // frames that are in use
 }
 
 type domain struct {
@@ -48,7 +54,20 @@ func (f *fake) start(t *testing.T) (*Handle, error) {
 			return f.version, nil
 		case opDomctl:
 			return f.control(mem(args[0]))
+		case opMulticall:
+			for i := range int(args[1]) {
+				e := mem(args[0])[i*callSize:]
+				r, err := h.call(le.Uint64(e), le.Uint64(e[16:]), le.Uint64(e[24:]))
+				if errno, ok := err.(unix.Errno); ok {
+					r = -int64(errno)
+				}
+				le.PutUint64(e[8:], uint64(r))
+			}
+			return 0, nil
 		case opMemory:
+			if args[0] == memoryPaging {
+				return 0, f.page(mem(args[1]), mem)
+			}
 			b := mem(args[1])
 			frames := mem(le.Uint64(b))
 			n := min(int(le.Uint64(b[8:])), f.refuse)
@@ -93,14 +112,57 @@ func (f *fake) control(b []byte) (int64, error) {
 			return 0, unix.ESRCH
 		}
 		d.pause += int(domctlPause)*2 + 1 - 2*int(command)
+	case domctlEvents:
+		switch le.Uint32(b[16:]) {
+		case eventsVersion:
+			le.PutUint32(b[24:], f.events)
+		case eventsEnable:
+			if d == nil {
+				return 0, unix.EXDEV
+			}
+			le.PutUint32(b[24:], 42)
+		}
 	default:
 		return 0, unix.ENOSYS
 	}
 	return 0, nil
 }
 
+// page is XENMEM_paging_op.
+func (f *fake) page(b []byte, mem func(uint64) []byte) error {
+	if f.paging != nil {
+		return f.paging
+	}
+	if f.domains[Domain(le.Uint16(b[2:]))] == nil {
+		return unix.ESRCH
+	}
+	frame := le.Uint64(b[16:])
+	state, nominated := f.out[frame]
+	switch b[0] {
+	case pagingNominate:
+		if f.used[frame] || nominated {
+			return unix.EBUSY
+		}
+		f.out[frame] = 0
+	case pagingEvict:
+		if !nominated || state != 0 {
+			return unix.EBUSY
+		}
+		f.out[frame] = 1
+	case pagingIn:
+		if state != 1 {
+			return unix.ENOENT
+		}
+		delete(f.out, frame)
+		f.in[frame] = mem(le.Uint64(b[8:]))[0]
+	}
+	return nil
+}
+
 func xen417() *fake {
-	return &fake{version: 4<<16 | 17, domctl: 0x15, refuse: 1 << 20, domains: map[Domain]*domain{0: {}, 7: {flags: 1<<2 | 1<<3 | 3<<16}}}
+	return &fake{version: 4<<16 | 17, domctl: 0x15, refuse: 1 << 20, events: PagingVersion,
+		out: map[uint64]byte{}, in: map[uint64]byte{}, used: map[uint64]bool{},
+		domains: map[Domain]*domain{0: {}, 7: {flags: 1<<2 | 1<<3 | 3<<16}}}
 }
 
 func TestProbe(t *testing.T) {
@@ -183,6 +245,68 @@ func TestPopulate(t *testing.T) {
 	n, err := h.Populate(7, many, 0)
 	if n != 10 || !errors.Is(err, unix.ENOMEM) || !strings.HasPrefix(err.Error(), "give domain 7 memory at frame 0xa: ") {
 		t.Errorf("%d pieces (%v)", n, err)
+	}
+}
+
+func TestPaging(t *testing.T) {
+	for name, c := range map[string]struct {
+		paging error
+		events uint32
+		lacks  string
+	}{
+		"there is":    {nil, PagingVersion, ""},
+		"not there":   {unix.ENOSYS, PagingVersion, "Xen 4.17.5 was compiled without memory paging (CONFIG_MEM_PAGING)"},
+		"not allowed": {unix.EPERM, PagingVersion, "Xen 4.17.5 says of memory paging: operation not permitted"},
+		"newer":       {nil, 8, "Xen 4.17.5 has version 8 of its events, and 7 is known here"},
+	} {
+		f := xen417()
+		f.paging, f.events = c.paging, c.events
+		h, err := f.start(t)
+		if err != nil {
+			t.Fatal(err)
+		}
+		err = h.Paging()
+		if c.lacks == "" && err != nil || c.lacks != "" && (!errors.Is(err, hypervisor.ErrNotSupported) || err.Error() != c.lacks) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+func TestPages(t *testing.T) {
+	f := xen417()
+	f.used[0x300] = true
+	h, err := f.start(t)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if port, err := h.EnablePaging(7); port != 42 || err != nil {
+		t.Errorf("the port is %d (%v)", port, err)
+	}
+	if _, err := h.EnablePaging(8); !errors.Is(err, hypervisor.ErrNotSupported) {
+		t.Errorf("of a domain that Xen does not page: %v", err)
+	}
+	frames := make([]uint64, 1000) // more than a buffer takes
+	content := make([]byte, len(frames)*PageSize)
+	for i := range frames {
+		frames[i] = uint64(i)
+		content[i*PageSize] = byte(i)
+	}
+	kept, err := h.PageOut(7, frames)
+	if err != nil || !slices.Equal(kept, []uint64{0x300}) || len(f.out) != len(frames)-1 {
+		t.Errorf("%d are out, kept are %x (%v)", len(f.out), kept, err)
+	}
+	in, err := h.PageIn(7, frames, content)
+	if err != nil || in != len(frames)-1 || len(f.out) != 0 || f.in[0x2ff] != 0xff || f.in[0x301] != 1 {
+		t.Errorf("%d came in, and %d are out (%v)", in, len(f.out), err)
+	}
+	if _, err := h.PageOut(8, frames[:1]); err == nil || err.Error() != "page out memory of domain 8: frame 0x0: no such process" {
+		t.Errorf("of a domain that is not there: %v", err)
+	}
+	if _, err := h.PageIn(8, frames[:1], content); !errors.Is(err, unix.ESRCH) {
+		t.Errorf("of a domain that is not there: %v", err)
+	}
+	if err := h.DisablePaging(7); err != nil {
+		t.Error(err)
 	}
 }
 
