@@ -93,6 +93,7 @@ func TestMemory(t *testing.T) {
 	t.Run("lost", f.lost)
 	t.Run("unmounted", f.unmounted)
 	t.Run("killed while it waits", f.killed)
+	t.Run("on demand", f.onDemand)
 }
 
 // sizeLimit is that of a descriptor without its eager set: pages that have to be there before the clone runs.
@@ -185,6 +186,9 @@ func (f *frozen) comes(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Logf("restored in %v", time.Since(begin).Round(time.Millisecond))
+	if f.d.OnDemand() != nil {
+		t.Logf("all of its memory is there before it runs: %v", f.d.OnDemand())
+	}
 	channel.SetReadDeadline(time.Now().Add(soon))
 	if _, err := channel.Read(make([]byte, 1)); err != nil {
 		t.Fatalf("hear the clone: %v", err)

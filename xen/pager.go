@@ -32,6 +32,7 @@ type pagerAnswer struct {
 // pager is the process that brings a domain's pages as they are touched. It is told what to do through its input and
 // ends with it, so that it does not outlive this process.
 type pager struct {
+	process       *os.Process
 	input, output *os.File
 	orders        *json.Encoder
 	answers       *json.Decoder
@@ -92,7 +93,7 @@ func (v *vm) startPager() (*pager, error) {
 		output.Close()
 		return nil, fmt.Errorf("start what brings its memory: %w", err)
 	}
-	p := &pager{input: input, output: output, orders: json.NewEncoder(input), answers: json.NewDecoder(output), done: make(chan struct{})}
+	p := &pager{process: cmd.Process, input: input, output: output, orders: json.NewEncoder(input), answers: json.NewDecoder(output), done: make(chan struct{})}
 	go func() {
 		defer close(p.done)
 		if err := cmd.Wait(); err != nil {
