@@ -51,17 +51,13 @@ func init() {
 //
 // A process of its own does it. The file may be memtap's, whose server is this process: a read that waits for a page of another
 // host cannot be called off but by the end of who reads, and a process that is killed while it reads what it serves itself need not end.
+// Nor does this process open it: with one processor, it was seen to stand still for ever when it started another with the file open.
 func (v *vm) fill(ctx context.Context, frames *stream.Frames) error {
 	list, err := frames.AppendBinary(nil)
 	if err != nil {
 		return err
 	}
-	memory, err := os.Open(v.cfg.MemoryPath)
-	if err != nil {
-		return err
-	}
-	defer memory.Close()
-	cmd := v.d.process(ctx, self, memory)
+	cmd := v.d.process(ctx, self, nil)
 	cmd.Args = append([]string{fillerName}, v.domainArgs()...)
 	var said bytes.Buffer
 	cmd.Stdin, cmd.Stderr = bytes.NewReader(list), &said
@@ -77,10 +73,9 @@ func (v *vm) fill(ctx context.Context, frames *stream.Frames) error {
 	return nil
 }
 
-// beFiller is the filler's life. Its arguments are a domain's number and the size of its memory; the list of frames is its
-// input, and the memory file what it has inherited.
+// beFiller is the filler's life. Its arguments are what domainArgs says; the list of frames is its input.
 func beFiller(args []string) error {
-	id, size, err := parseDomain(args)
+	id, size, memory, err := openDomain(args)
 	if err != nil {
 		return err
 	}
@@ -96,22 +91,27 @@ func beFiller(args []string) error {
 	if err != nil {
 		return err
 	}
-	return fill(context.Background(), handle, id, memoryMap(size), &frames, os.NewFile(3, "memory"))
+	return fill(context.Background(), handle, id, memoryMap(size), &frames, memory)
 }
 
-// domainArgs are the arguments of a helper that gives a domain its memory: the domain's number, and how much memory it has.
+// domainArgs are the arguments of a helper that gives a domain its memory: the domain's number, how much memory it has, and the path of
+// the memory file.
 func (v *vm) domainArgs() []string {
-	return []string{strconv.Itoa(int(v.id)), strconv.FormatInt(v.cfg.Memory, 10)}
+	return []string{strconv.Itoa(int(v.id)), strconv.FormatInt(v.cfg.Memory, 10), v.cfg.MemoryPath}
 }
 
-func parseDomain(args []string) (id privcmd.Domain, memory int64, err error) {
-	if len(args) != 2 {
-		return 0, 0, fmt.Errorf("%d arguments instead of a domain and its memory", len(args))
+// openDomain reads those arguments and opens the file.
+func openDomain(args []string) (id privcmd.Domain, size int64, memory *os.File, err error) {
+	if len(args) != 3 {
+		return 0, 0, nil, fmt.Errorf("%d arguments instead of a domain, its memory and the file", len(args))
 	}
 	n, err := strconv.ParseUint(args[0], 10, 15)
 	if err != nil {
-		return 0, 0, err
+		return 0, 0, nil, err
 	}
-	memory, err = strconv.ParseInt(args[1], 10, 64)
-	return privcmd.Domain(n), memory, err
+	if size, err = strconv.ParseInt(args[1], 10, 64); err != nil {
+		return 0, 0, nil, err
+	}
+	memory, err = os.Open(args[2])
+	return privcmd.Domain(n), size, memory, err
 }

@@ -67,11 +67,6 @@ func (v *vm) onDemand(ctx context.Context, s *state) (err error) {
 
 // startPager starts one, which ends with the machine.
 func (v *vm) startPager() (*pager, error) {
-	memory, err := os.Open(v.cfg.MemoryPath)
-	if err != nil {
-		return nil, err
-	}
-	defer memory.Close()
 	theirInput, input, err := os.Pipe()
 	if err != nil {
 		return nil, err
@@ -83,9 +78,9 @@ func (v *vm) startPager() (*pager, error) {
 		return nil, err
 	}
 	defer theirOutput.Close()
-	cmd := v.d.process(v.ctx, self, memory)
+	cmd := v.d.process(v.ctx, self, nil)
 	cmd.Args = append([]string{pagerName}, v.domainArgs()...)
-	cmd.ExtraFiles = []*os.File{memory} // and not the owner's lock: it makes no domain, and ends with this process
+	cmd.ExtraFiles = nil // not the owner's lock: it makes no domain, and ends with this process
 	var said bytes.Buffer
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = theirInput, theirOutput, &said
 	if err := cmd.Start(); err != nil {
@@ -143,9 +138,9 @@ func (p *pager) close() {
 	p.output.Close()
 }
 
-// bePager is the pager's life. Its arguments are those of a filler; it has inherited the memory file.
+// bePager is the pager's life. Its arguments are those of a filler.
 func bePager(args []string) error {
-	id, size, err := parseDomain(args)
+	id, size, memory, err := openDomain(args)
 	if err != nil {
 		return err
 	}
@@ -168,7 +163,7 @@ func bePager(args []string) error {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
-	p, err := paging.Attach(ctx, handle, id, pieces, first.VCPUs, os.NewFile(3, "memory"))
+	p, err := paging.Attach(ctx, handle, id, pieces, first.VCPUs, memory)
 	if errors.Is(err, hypervisor.ErrNotSupported) {
 		return answers.Encode(pagerAnswer{Unable: err.Error()})
 	}
