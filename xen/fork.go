@@ -40,7 +40,7 @@ func (v *vm) suspend(ctx context.Context) ([]byte, error) {
 			return nil, err
 		}
 	}
-	s, finish, err := v.sink()
+	s, finish, err := v.sink(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -58,16 +58,16 @@ func (v *vm) suspend(ctx context.Context) ([]byte, error) {
 
 // sink makes what takes the pages: into the memory file of a machine that was booted, and
 // else to be compared with it.
-func (v *vm) sink() (s *sink, finish func() error, err error) {
+func (v *vm) sink(ctx context.Context) (s *sink, finish func() error, err error) {
 	s = &sink{layout: v.layout}
 	if v.restored {
-		f, err := os.Open(v.cfg.MemoryPath)
+		r, err := v.startReader(ctx)
 		if err != nil {
 			return nil, nil, err
 		}
-		v.dirtied = newComparer(f, v.cfg.Memory)
+		v.dirtied = newComparer(r, v.cfg.Memory)
 		s.ram = v.dirtied.compare
-		return s, f.Close, nil
+		return s, r.Close, nil
 	}
 	f, err := os.OpenFile(v.cfg.MemoryPath, os.O_WRONLY, 0)
 	if err != nil {

@@ -25,6 +25,7 @@ const (
 	holderName = "mpirun-sf-xen-holder" // waits for the driver's end, and destroys what it has left
 	fillerName = "mpirun-sf-xen-filler" // gives a domain its memory, all of it
 	pagerName  = "mpirun-sf-xen-pager"  // gives a domain its memory as it touches it
+	readerName = "mpirun-sf-xen-reader" // reads a memory file to be compared
 )
 
 // The packages that import this one are not initialized yet, so nothing of them runs in a helper.
@@ -37,6 +38,8 @@ func init() {
 		err = beFiller(os.Args[1:])
 	case pagerName:
 		err = bePager(os.Args[1:])
+	case readerName:
+		err = beReader(os.Args[1:])
 	default:
 		return
 	}
