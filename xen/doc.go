@@ -22,7 +22,15 @@
 //     frames that the guest had (state.go). The domain stays, paused, to be read from or resumed.
 //  3. [Driver.Prepare] does nothing that takes time: xl makes a domain only from a state.
 //  4. Restore: xl restore -p of the device state, which leaves the domain without RAM; it
-//     is given frames and filled from the memory file (memory.go, in a process of its own); devices; unpause.
+//     is given frames, and its memory from the memory file; devices; unpause.
+//
+// # Two ways for memory to come
+//
+// [Driver.OnDemand] says which, as the hypervisor was found. Either is a process of its own.
+//
+//  1. Where Xen has memory paging, a pager (pager.go, package paging) gives the domain frames without content, and each page when the guest
+//     touches it. It lives as long as the machine. A suspension has it bring the rest and end, for xl save reads all.
+//  2. Elsewhere, and where Xen refuses to page that domain, a filler (helper.go, memory.go) brings all pages before the guest runs.
 //
 // # Why dirtied pages are found by comparison
 //
@@ -50,9 +58,9 @@
 //
 // # Memory that does not come
 //
-// The memory file may be memtap's, and its pages another host's. So a domain is filled by a process of its own (helper.go), which
-// ends with the machine whatever it waits for. This process, which may be memtap's server as well, reads of such a file what
-// the filler has read before (step 2). A read that fails ends the machine with that reason.
+// The memory file may be memtap's, whose server is this process, and its pages another host's. So nobody but helpers opens it: the filler or
+// pager, and a reader for what a suspension is compared with (reader.go). They end with the machine whatever they wait for. A read that fails ends the
+// machine with that reason, and so does a pager that was killed.
 //
 // # Locking
 //
