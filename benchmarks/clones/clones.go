@@ -9,7 +9,7 @@
 //  4. [Clones.Run] runs a job on them, as often as is wanted.
 //  5. [Clones.End] ends it all.
 //
-// [Warm] is the first four in one.
+// [Fresh] is the first three in one, [Warm] the first four.
 package clones
 
 import (
@@ -77,18 +77,29 @@ func Begin(ctx context.Context, o Options) (*Clones, error) {
 	return c, nil
 }
 
-// Warm are clones that are there already: idle, and warm, since the program has run on them.
-func Warm(ctx context.Context, o Options, args ...string) (*Clones, error) {
+// Fresh are clones that have run nothing yet.
+func Fresh(ctx context.Context, o Options) (*Clones, error) {
 	c, err := Begin(ctx, o)
 	if err != nil {
 		return nil, err
 	}
 	if _, _, err = c.Clone(ctx, c.Ticket); err == nil {
-		if err = c.Connect(ctx, c.Ticket, o.Program); err == nil {
-			_, err = c.Run(ctx, io.Discard, append([]string{o.Program}, args...)...)
-		}
+		err = c.Connect(ctx, c.Ticket, o.Program)
 	}
 	if err != nil {
+		c.End()
+		return nil, err
+	}
+	return c, nil
+}
+
+// Warm are clones that are there already: idle, and warm, since the program has run on them.
+func Warm(ctx context.Context, o Options, args ...string) (*Clones, error) {
+	c, err := Fresh(ctx, o)
+	if err != nil {
+		return nil, err
+	}
+	if _, err = c.Run(ctx, io.Discard, append([]string{o.Program}, args...)...); err != nil {
 		c.End()
 		return nil, err
 	}

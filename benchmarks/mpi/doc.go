@@ -15,8 +15,8 @@
 //     virtual machine's time is not a processor's. MPICH is a build for ch3:nemesis (benchmarks/mpich), for Debian's own can wait
 //     forever in MPI_Finalize across hosts, under hydra too.
 //   - pmix: hello of Open MPI on clones, without orted (--via pmix) and by orterun with its orted (--via orted).
-//   - netpipe: NetPIPE between two fresh clones by mpirun-sf, and the same between two machines that have been there
-//     before, idle and warm ("zero-cost", paper section 4.5.2). Of each message size NetPIPE tells the best of seven trials.
-//     Latency is that of messages up to 64 bytes, bandwidth the greatest of any size.
+//   - netpipe: NetPIPE between two clones that have run nothing yet, and then, between the same two, when they have been
+//     there, idle and warm ("zero-cost", paper section 4.5.2); and once more, which tells what is noise. Of each message size NetPIPE tells the
+//     best of seven trials. Latency is that of messages up to 64 bytes, bandwidth the greatest of any size.
 //   - hang: many jobs on clones, of programs of each family. One that does not end within a minute has hung.
 package main

@@ -43,7 +43,7 @@ type pipe struct {
 	latency, throughput []float64 // by round
 }
 
-// netpipe measures messages between fresh clones beside messages between machines that have been there before.
+// netpipe measures messages between fresh clones, and between the same when they are warm.
 func (b *bench) netpipe(ctx context.Context) error {
 	// In a folder of its own, which is shared with the machines.
 	dir := filepath.Join(b.Tmp, "netpipe")
@@ -62,42 +62,36 @@ func (b *bench) netpipe(ctx context.Context) error {
 	if err := b.warmUp(ctx, dir, append([]string{"-q", "-np", "2", program}, netpipeArguments(1)...)...); err != nil {
 		return err
 	}
-	fresh, warm := &pipe{bySize: map[int][]sample{}}, &pipe{bySize: map[int][]sample{}}
-	onClones := func() error {
-		j, err := b.must(ctx, dir, append([]string{"-q", "-np", "2"}, argv...)...)
-		if err != nil {
-			return err
-		}
-		return fresh.add(j.Wrote + j.Said)
-	}
-	onWarm := func() error {
-		c, err := clones.Warm(ctx, clones.Options{Binary: b.Binary, Cache: filepath.Join(b.Cache, "mpirun-sf"), Program: program, Clones: 2}, netpipeArguments(1)...)
-		if err != nil {
-			return err
-		}
-		var out bytes.Buffer
-		_, err = c.Run(ctx, &out, argv...)
-		if err = errors.Join(err, c.End()); err != nil {
-			return fmt.Errorf("NetPIPE on zero-cost machines: %w", err)
-		}
-		return warm.add(out.String())
-	}
+	fresh, warm, again := &pipe{bySize: map[int][]sample{}}, &pipe{bySize: map[int][]sample{}}, &pipe{bySize: map[int][]sample{}}
 	for round := range b.rounds {
-		sides := []func() error{onClones, onWarm}
-		if round%2 == 1 {
-			slices.Reverse(sides)
+		// On the same two machines, for any two differ by more than what is sought.
+		c, err := clones.Fresh(ctx, clones.Options{Binary: b.Binary, Cache: filepath.Join(b.Cache, "mpirun-sf"), Program: program, Clones: 2})
+		if err != nil {
+			return err
 		}
-		for _, measure := range sides {
-			if err := measure(); err != nil {
-				return err
+		for _, p := range []*pipe{fresh, warm, again} {
+			var out bytes.Buffer
+			if _, err = c.Run(ctx, &out, argv...); err == nil {
+				err = p.add(out.String())
+			}
+			if err != nil {
+				return errors.Join(fmt.Errorf("NetPIPE between clones: %w", err), c.End())
 			}
 		}
-		progress("round %d of %d: %.0f us and %.0f Mbit/s between clones, %.0f us and %.0f Mbit/s between zero-cost machines", round+1, b.rounds,
-			fresh.latency[round], fresh.throughput[round], warm.latency[round], warm.throughput[round])
+		if err := c.End(); err != nil {
+			return err
+		}
+		progress("round %d of %d: %.0f us and %.0f Mbit/s between fresh clones, %.0f us and %.0f Mbit/s when they are warm, %.0f us and %.0f Mbit/s once more", round+1, b.rounds,
+			fresh.latency[round], fresh.throughput[round], warm.latency[round], warm.throughput[round], again.latency[round], again.throughput[round])
 	}
-	what := "NetPIPE for MPICH between two fresh clones over that between two machines that were there before, idle and warm: "
-	b.Record.Add("netpipe_latency_over_zero_cost", figures.Ratio(fmt.Sprintf("%stime of messages up to %d bytes", what, latencySizes), fresh.latency, warm.latency))
-	b.Record.Add("netpipe_bandwidth_over_zero_cost", figures.Ratio(fmt.Sprintf("%sbandwidth, the greatest of any size up to %d KB", what, netpipeLargest>>10), fresh.throughput, warm.throughput))
+	what := "NetPIPE for MPICH between two clones that are fresh over that between the same two when they are warm: "
+	latency := fmt.Sprintf("time of messages up to %d bytes", latencySizes)
+	bandwidth := fmt.Sprintf("bandwidth, the greatest of any size up to %d KB", netpipeLargest>>10)
+	b.Record.Add("netpipe_latency_over_zero_cost", figures.Ratio(what+latency, fresh.latency, warm.latency))
+	b.Record.Add("netpipe_bandwidth_over_zero_cost", figures.Ratio(what+bandwidth, fresh.throughput, warm.throughput))
+	what = "NetPIPE for MPICH between two warm clones over that between the same two before, which is noise: "
+	b.Record.Add("netpipe_latency_noise", figures.Ratio(what+latency, again.latency, warm.latency))
+	b.Record.Add("netpipe_bandwidth_noise", figures.Ratio(what+bandwidth, again.throughput, warm.throughput))
 	for _, side := range []struct {
 		name, where string
 		*pipe
