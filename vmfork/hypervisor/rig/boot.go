@@ -24,6 +24,10 @@ import (
 // offLimit is how long a rig that was told to turn off may take.
 const offLimit = 10 * time.Second
 
+// countedClock is what Linux is told where clocks count instructions: the time
+// stamp counter is QEMU's virtual time then, in ns.
+const countedClock = " tsc_early_khz=1000000 tsc=reliable"
+
 // Rig is a machine that runs.
 type Rig struct {
 	console string // path of the log
@@ -114,7 +118,11 @@ func (i *Image) args(name, console string) []string {
 			// QEMU separates modules by commas, and doubles those that are none.
 			"-initrd", strings.ReplaceAll(kernel+" console="+u.Console+" "+linux, ",", ",,")+","+strings.ReplaceAll(i.image.Initramfs, ",", ",,"))
 	}
-	return append(args, "-kernel", i.image.Kernel, "-initrd", i.image.Initramfs, "-append", "console=ttyS0 "+linux+qemu.ClockArguments())
+	clock := qemu.ClockArguments()
+	if m.OwnTime > 0 {
+		clock = countedClock
+	}
+	return append(args, "-kernel", i.image.Kernel, "-initrd", i.image.Initramfs, "-append", "console=ttyS0 "+linux+clock)
 }
 
 // start starts QEMU on a thread that lives as long as it does: the kernel kills
