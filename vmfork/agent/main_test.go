@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"os/signal"
 	"os/exec"
 	"path/filepath"
 	"strings"
@@ -20,6 +21,9 @@ import (
 const agentMark = "MPIRUN_SF_TEST_AGENT"
 
 func TestMain(m *testing.M) {
+	if signal.Ignored(unix.SIGHUP) { // by nohup: a process would start with that, and never hear of it
+		signal.Notify(make(chan os.Signal, 1), unix.SIGHUP)
+	}
 	if os.Getenv(agentMark) == "" {
 		os.Exit(m.Run())
 	}
