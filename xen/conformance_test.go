@@ -14,10 +14,17 @@ import (
 	"github.com/mpirun-sf/mpirun-sf/vmfork/hypervisor/conformance/counter"
 )
 
+// sleeper as its only argument makes this program wait, as a command may.
+const sleeper = "sleep"
+
 // As the first process of a guest, this program is what the guest runs.
 func TestMain(m *testing.M) {
 	if os.Getpid() == 1 {
 		counter.Main()
+	}
+	if len(os.Args) == 2 && os.Args[1] == sleeper {
+		time.Sleep(time.Minute)
+		os.Exit(0)
 	}
 	if dir := os.Getenv(envVictim); dir != "" {
 		fmt.Println(beVictim(dir))

@@ -170,15 +170,7 @@ func (f *frozen) prepare(t *testing.T, memory string) (hypervisor.VM, net.Conn) 
 
 // comes: a clone over memtap's file goes on, and ends when its guest does.
 func (f *frozen) comes(t *testing.T) {
-	im, err := slice.NewImage(f.image)
-	if err != nil {
-		t.Fatal(err)
-	}
-	path, err := mount(t).AddMemory("memory", im)
-	if err != nil {
-		t.Fatal(err)
-	}
-	machine, channel := f.prepare(t, path)
+	machine, channel := f.prepare(t, f.near(t))
 	begin := time.Now()
 	ctx, cancel := context.WithTimeout(t.Context(), soon)
 	defer cancel()
@@ -207,19 +199,42 @@ func (f *frozen) comes(t *testing.T) {
 	}
 }
 
-// far is a file of memtap's whose memory another host has: bring is called for each piece.
+// far is a file of memtap's whose memory another host has: bring is called for each piece, which comes if that has no error.
 func (f *frozen) far(t *testing.T, tap *memtap.Tap, bring func(ctx context.Context) error) (path string) {
 	t.Helper()
-	s, err := slice.Far(filepath.Join(t.TempDir(), "far"), f.image.Map(), func(ctx context.Context, _, _ int64) error { return bring(ctx) })
+	data, err := os.Open(filepath.Join(f.dir, "parent"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { data.Close() })
+	var s *slice.Slice
+	s, err = slice.Far(filepath.Join(t.TempDir(), "far"), f.image.Map(), func(ctx context.Context, first, n int64) error {
+		if err := bring(ctx); err != nil {
+			return err
+		}
+		blocks := make([]byte, n*slice.BlockSize)
+		if _, err := data.ReadAt(blocks, first*slice.BlockSize); err != nil {
+			return err
+		}
+		return s.Arrive(blocks, first)
+	})
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { s.Close() })
+	return add(t, tap, s)
+}
+
+// near is a file of memtap's whose memory is here.
+func (f *frozen) near(t *testing.T) (path string) { return add(t, mount(t), f.image) }
+
+func add(t *testing.T, tap *memtap.Tap, s *slice.Slice) (path string) {
+	t.Helper()
 	im, err := slice.NewImage(s)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if path, err = tap.AddMemory("far", im); err != nil {
+	if path, err = tap.AddMemory("memory", im); err != nil {
 		t.Fatal(err)
 	}
 	return path

@@ -4,6 +4,7 @@ import (
 	"iter"
 
 	"github.com/mpirun-sf/mpirun-sf/vmfork/descriptor"
+	"github.com/mpirun-sf/mpirun-sf/xen/paging"
 	"github.com/mpirun-sf/mpirun-sf/xen/privcmd"
 	"github.com/mpirun-sf/mpirun-sf/xen/stream"
 )
@@ -33,15 +34,9 @@ func (l layout) frame(offset int64) (frame uint64, ok bool) {
 	return 0, false
 }
 
-// piece is a number of consecutive frames that are RAM.
-type piece struct {
-	first, count uint64
-	offset       int64 // in the memory file
-}
-
 // pieces are those frames of a guest that are RAM and have content, in order.
-func (l layout) pieces(frames *stream.Frames) iter.Seq[piece] {
-	return func(yield func(piece) bool) {
+func (l layout) pieces(frames *stream.Frames) iter.Seq[paging.Piece] {
+	return func(yield func(paging.Piece) bool) {
 		for run := range frames.Runs() {
 			if !run.Type.HasContent() {
 				continue
@@ -49,7 +44,7 @@ func (l layout) pieces(frames *stream.Frames) iter.Seq[piece] {
 			for _, r := range l {
 				start, end := r.Start/pageSize, (r.Start+r.Size)/pageSize
 				first, last := max(run.First, start), min(run.First+run.Count, end)
-				if first < last && !yield(piece{first, last - first, int64(r.Offset + (first-start)*pageSize)}) {
+				if first < last && !yield(paging.Piece{First: first, Count: last - first, Offset: int64(r.Offset + (first-start)*pageSize)}) {
 					return
 				}
 			}
@@ -57,15 +52,12 @@ func (l layout) pieces(frames *stream.Frames) iter.Seq[piece] {
 	}
 }
 
-// superFrames is how many frames a superpage has.
-const superFrames = 1 << privcmd.SuperOrder
-
 // split divides a piece into frames that begin superpages, and single frames.
-func (p piece) split() (super, single []uint64) {
-	for f := p.first; f < p.first+p.count; {
-		if f%superFrames == 0 && f+superFrames <= p.first+p.count {
+func split(p paging.Piece) (super, single []uint64) {
+	for f := p.First; f < p.First+p.Count; {
+		if f%privcmd.SuperFrames == 0 && f+privcmd.SuperFrames <= p.First+p.Count {
 			super = append(super, f)
-			f += superFrames
+			f += privcmd.SuperFrames
 			continue
 		}
 		single = append(single, f)

@@ -13,6 +13,7 @@ import (
 
 	"github.com/bits-and-blooms/bitset"
 
+	"github.com/mpirun-sf/mpirun-sf/xen/paging"
 	"github.com/mpirun-sf/mpirun-sf/xen/privcmd"
 	"github.com/mpirun-sf/mpirun-sf/xen/stream"
 )
@@ -126,30 +127,27 @@ func fill(ctx context.Context, xen *privcmd.Handle, id privcmd.Domain, l layout,
 		if err := populate(ctx, xen, id, p); err != nil {
 			return errors.Join(err, work.Wait())
 		}
-		for p.count > 0 {
-			some := p
-			some.count = min(chunk, p.count)
+		for some := range p.Parts(chunk) {
 			work.Go(func() error {
 				if err := ctx.Err(); err != nil {
 					return err
 				}
 				return fillPiece(xen, id, some, memory)
 			})
-			p.first, p.count, p.offset = p.first+some.count, p.count-some.count, p.offset+int64(some.count)*pageSize
 		}
 	}
 	return work.Wait()
 }
 
 // populate gives a domain the memory of a piece, in superpages where it can.
-func populate(ctx context.Context, xen *privcmd.Handle, id privcmd.Domain, p piece) error {
-	super, single := p.split()
+func populate(ctx context.Context, xen *privcmd.Handle, id privcmd.Domain, p paging.Piece) error {
+	super, single := split(p)
 	done, err := xen.Populate(id, super, privcmd.SuperOrder)
 	if err != nil && !errors.Is(err, unix.ENOMEM) {
 		return err
 	}
 	for _, f := range super[done:] { // the host's memory is in smaller pieces
-		for i := range uint64(superFrames) {
+		for i := range uint64(privcmd.SuperFrames) {
 			single = append(single, f+i)
 		}
 	}
@@ -162,16 +160,12 @@ func populate(ctx context.Context, xen *privcmd.Handle, id privcmd.Domain, p pie
 
 // fillPiece copies from the memory file, also zeros: what Xen gives a domain need not
 // be clean.
-func fillPiece(xen *privcmd.Handle, id privcmd.Domain, p piece, memory io.ReaderAt) error {
-	frames := make([]uint64, p.count)
-	for i := range frames {
-		frames[i] = p.first + uint64(i)
+func fillPiece(xen *privcmd.Handle, id privcmd.Domain, p paging.Piece, memory io.ReaderAt) error {
+	content, err := p.Read(memory)
+	if err != nil {
+		return err
 	}
-	content := make([]byte, p.count*pageSize)
-	if n, err := memory.ReadAt(content, p.offset); n < len(content) {
-		return fmt.Errorf("read its memory file: %w", err)
-	}
-	m, err := xen.Map(id, frames, true)
+	m, err := xen.Map(id, p.Frames(), true)
 	if err != nil {
 		return err
 	}

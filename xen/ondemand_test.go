@@ -5,15 +5,11 @@ import (
 	"errors"
 	"io"
 	"net"
-	"os"
-	"path/filepath"
 	"sync"
 	"syscall"
 	"testing"
 	"time"
 
-	"github.com/mpirun-sf/mpirun-sf/vmfork/memtap"
-	"github.com/mpirun-sf/mpirun-sf/vmfork/slice"
 	"github.com/mpirun-sf/mpirun-sf/xen/paging"
 )
 
@@ -38,45 +34,22 @@ type elsewhere struct {
 	gate func(ctx context.Context) error // nil: all comes
 }
 
-func (f *frozen) elsewhere(t *testing.T, tap *memtap.Tap) *elsewhere {
+func (f *frozen) elsewhere(t *testing.T) *elsewhere {
 	t.Helper()
-	data, err := os.Open(filepath.Join(f.dir, "parent"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { data.Close() })
 	e := &elsewhere{asked: make(chan struct{}, 1)}
-	var here *slice.Slice
-	here, err = slice.Far(filepath.Join(t.TempDir(), "far"), f.image.Map(), func(ctx context.Context, first, n int64) error {
+	e.path = f.far(t, mount(t), func(ctx context.Context) error {
 		e.mu.Lock()
 		gate := e.gate
 		e.mu.Unlock()
-		if gate != nil {
-			select {
-			case e.asked <- struct{}{}:
-			default:
-			}
-			if err := gate(ctx); err != nil {
-				return err
-			}
+		if gate == nil {
+			return nil
 		}
-		blocks := make([]byte, n*slice.BlockSize)
-		if _, err := data.ReadAt(blocks, first*slice.BlockSize); err != nil {
-			return err
+		select {
+		case e.asked <- struct{}{}:
+		default:
 		}
-		return here.Arrive(blocks, first)
+		return gate(ctx)
 	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { here.Close() })
-	im, err := slice.NewImage(here)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if e.path, err = tap.AddMemory("elsewhere", im); err != nil {
-		t.Fatal(err)
-	}
 	return e
 }
 
@@ -113,7 +86,7 @@ func (f *frozen) counters(t *testing.T, v *vm) paging.Counters {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), soon)
 	defer cancel()
-	answer, err := v.pager.ask(ctx, pagerOrder{Count: true})
+	answer, err := v.pager.ask(ctx, pagerOrder{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -124,15 +97,7 @@ func (f *frozen) counters(t *testing.T, v *vm) paging.Counters {
 const coldPages = 8 << 20 / pageSize
 
 func (f *frozen) touched(t *testing.T) {
-	im, err := slice.NewImage(f.image)
-	if err != nil {
-		t.Fatal(err)
-	}
-	path, err := mount(t).AddMemory("memory", im)
-	if err != nil {
-		t.Fatal(err)
-	}
-	v, channel := f.running(t, path)
+	v, channel := f.running(t, f.near(t))
 	all := uint64(f.shape.Memory / pageSize)
 	tell := func(when string) paging.Counters {
 		t.Helper()
@@ -191,7 +156,7 @@ func (e *elsewhere) waitFor(t *testing.T, channel net.Conn) {
 }
 
 func (f *frozen) lostLater(t *testing.T) {
-	e := f.elsewhere(t, mount(t))
+	e := f.elsewhere(t)
 	v, channel := f.running(t, e.path)
 	e.shut(func(context.Context) error { return errors.New("no such host") })
 	e.waitFor(t, channel)
@@ -199,7 +164,7 @@ func (f *frozen) lostLater(t *testing.T) {
 }
 
 func (f *frozen) killedLater(t *testing.T) {
-	e := f.elsewhere(t, mount(t))
+	e := f.elsewhere(t)
 	v, channel := f.running(t, e.path)
 	over := make(chan struct{})
 	defer close(over)
@@ -220,15 +185,7 @@ func (f *frozen) killedLater(t *testing.T) {
 }
 
 func (f *frozen) pagerKilled(t *testing.T) {
-	im, err := slice.NewImage(f.image)
-	if err != nil {
-		t.Fatal(err)
-	}
-	path, err := mount(t).AddMemory("memory", im)
-	if err != nil {
-		t.Fatal(err)
-	}
-	v, _ := f.running(t, path)
+	v, _ := f.running(t, f.near(t))
 	if err := v.pager.process.Signal(syscall.SIGKILL); err != nil {
 		t.Fatal(err)
 	}

@@ -113,7 +113,7 @@ func TestSweepAwaitsCommands(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	last := (&Driver{tool: "/bin/sleep", owner: o}).command(t.Context(), nil, "60")
+	last := (&Driver{tool: self, owner: o}).command(t.Context(), nil, sleeper)
 	if err := last.Start(); err != nil {
 		t.Fatal(err)
 	}

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 
 	"github.com/mpirun-sf/mpirun-sf/vmfork/hypervisor"
 	"github.com/mpirun-sf/mpirun-sf/xen/paging"
@@ -15,11 +16,11 @@ import (
 	"github.com/mpirun-sf/mpirun-sf/xen/stream"
 )
 
-// pagerOrder is what a pager is told, one after the other as JSON. The first says what the domain is made of.
+// pagerOrder is what a pager is told, one after the other as JSON. The first says what the domain is made of; one that says
+// nothing asks for the counters.
 type pagerOrder struct {
 	Frames []byte        `json:",omitempty"` // of the guest, as stream.Frames has them
 	VCPUs  []stream.VCPU `json:",omitempty"`
-	Count  bool          `json:",omitempty"` // say the counters
 	Finish bool          `json:",omitempty"` // bring what is left, say the counters, and end
 }
 
@@ -157,10 +158,7 @@ func bePager(args []string) error {
 	if err != nil {
 		return err
 	}
-	var pieces []paging.Piece
-	for c := range layout(memoryMap(size)).pieces(&frames) {
-		pieces = append(pieces, paging.Piece{First: c.first, Count: c.count, Offset: c.offset})
-	}
+	pieces := slices.Collect(layout(memoryMap(size)).pieces(&frames))
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
 	p, err := paging.Attach(ctx, handle, id, pieces, first.VCPUs, memory)

@@ -12,6 +12,7 @@ import (
 	"testing"
 
 	"github.com/mpirun-sf/mpirun-sf/vmfork/hypervisor"
+	"github.com/mpirun-sf/mpirun-sf/xen/paging"
 	"github.com/mpirun-sf/mpirun-sf/xen/stream"
 )
 
@@ -62,11 +63,14 @@ func TestPieces(t *testing.T) {
 	frames := framesOf(t, stream.Run{First: 0, Count: 0xa0}, stream.Run{First: 0x100, Count: 0x600}, stream.Run{First: 0x700, Count: 1, Type: stream.Invalid},
 		stream.Run{First: 0xfbffe, Count: 4}, stream.Run{First: 0x100000, Count: 2})
 	got := slices.Collect(layout(memoryMap(5 << 30)).pieces(frames))
-	want := []piece{{0, 0xa0, 0}, {0x100, 0x600, 0x100000}, {0xfbffe, 2, 0xfbffe000}, {0x100000, 2, 0xfc000000}}
+	want := []paging.Piece{
+		{First: 0, Count: 0xa0, Offset: 0}, {First: 0x100, Count: 0x600, Offset: 0x100000},
+		{First: 0xfbffe, Count: 2, Offset: 0xfbffe000}, {First: 0x100000, Count: 2, Offset: 0xfc000000},
+	}
 	if !slices.Equal(got, want) {
 		t.Errorf("the pieces are %x, want %x", got, want)
 	}
-	super, single := want[1].split()
+	super, single := split(want[1])
 	if !slices.Equal(super, []uint64{0x200, 0x400}) || len(single) != 0x200 || single[0] != 0x100 || single[0x1ff] != 0x6ff {
 		t.Errorf("superpages are %x, and %d single pages", super, len(single))
 	}
@@ -182,8 +186,8 @@ func FuzzState(f *testing.F) {
 			return
 		}
 		for p := range layout(memoryMap(1 << 40)).pieces(&s.frames) {
-			if p.offset < 0 || p.offset+int64(p.count)*pageSize > 1<<40 {
-				t.Errorf("%d frames are at %#x", p.count, p.offset)
+			if p.Offset < 0 || p.Offset+int64(p.Count)*pageSize > 1<<40 {
+				t.Errorf("%d frames are at %#x", p.Count, p.Offset)
 			}
 		}
 	})

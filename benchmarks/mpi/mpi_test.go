@@ -25,7 +25,7 @@ func TestSamplesOfNetPIPE(t *testing.T) {
 	if len(got) != 3 || got[1] != (sample{4186.54, 0}) || got[64] != (sample{0.64, 761.34}) || got[256<<10] != (sample{15993, 500.25}) {
 		t.Errorf("%v", got)
 	}
-	p := &pipe{bySize: map[int][]sample{}}
+	p := newPipe()
 	if err := p.add(saidByNetPIPE); err != nil {
 		t.Fatal(err)
 	}
@@ -64,7 +64,7 @@ func TestHelloOfAllRanks(t *testing.T) {
 
 func TestPlotsOfNetPIPE(t *testing.T) {
 	b := &bench{Stage: &stage.Stage{Out: t.TempDir()}}
-	p := &pipe{bySize: map[int][]sample{}}
+	p := newPipe()
 	for range 3 {
 		if err := p.add(saidByNetPIPE); err != nil {
 			t.Fatal(err)

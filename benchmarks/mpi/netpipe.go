@@ -43,6 +43,8 @@ type pipe struct {
 	latency, throughput []float64 // by round
 }
 
+func newPipe() *pipe { return &pipe{bySize: map[int][]sample{}} }
+
 // netpipe measures messages between fresh clones, and between the same when they are warm.
 func (b *bench) netpipe(ctx context.Context) error {
 	// In a folder of its own, which is shared with the machines.
@@ -62,7 +64,7 @@ func (b *bench) netpipe(ctx context.Context) error {
 	if err := b.warmUp(ctx, dir, append([]string{"-q", "-np", "2", program}, netpipeArguments(1)...)...); err != nil {
 		return err
 	}
-	fresh, warm, again := &pipe{bySize: map[int][]sample{}}, &pipe{bySize: map[int][]sample{}}, &pipe{bySize: map[int][]sample{}}
+	fresh, warm, again := newPipe(), newPipe(), newPipe()
 	for round := range b.rounds {
 		// On the same two machines, for any two differ by more than what is sought.
 		c, err := clones.Fresh(ctx, clones.Options{Binary: b.Binary, Cache: filepath.Join(b.Cache, "mpirun-sf"), Program: program, Clones: 2})

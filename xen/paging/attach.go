@@ -76,22 +76,17 @@ func (p *Pager) start(ctx context.Context, xen *privcmd.Handle, vcpus []stream.V
 	return p.bringEager(ctx, eager)
 }
 
-// superFrames is how many frames a superpage has: so many are populated at once, and are out before the next are.
-const superFrames = 1 << privcmd.SuperOrder
-
-// pageOut gives the domain a piece's frames without content.
+// pageOut gives the domain a piece's frames without content: at most those of a superpage are populated at once, and are out before
+// the next are.
 func (p *Pager) pageOut(ctx context.Context, xen *privcmd.Handle, c Piece) error {
 	for c.Count > 0 {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		n := min(superFrames-c.First%superFrames, c.Count)
-		frames := make([]uint64, n)
-		for i := range frames {
-			frames[i] = c.First + uint64(i)
-		}
+		n := min(privcmd.SuperFrames-c.First%privcmd.SuperFrames, c.Count)
+		frames := Piece{First: c.First, Count: n}.Frames()
 		err := unix.ENOMEM
-		if n == superFrames {
+		if n == privcmd.SuperFrames {
 			if _, e := xen.Populate(p.domain, frames[:1], privcmd.SuperOrder); e == nil {
 				err = 0
 			} else if !errors.Is(e, unix.ENOMEM) {

@@ -14,12 +14,6 @@ import (
 	"github.com/mpirun-sf/mpirun-sf/xen/privcmd"
 )
 
-// Piece is a number of consecutive frames of a guest, and where the memory file has them.
-type Piece struct {
-	First, Count uint64
-	Offset       int64
-}
-
 // Hypervisor is what a Pager needs of one.
 type Hypervisor interface {
 	PageIn(d privcmd.Domain, frames []uint64, content []byte) (in int, err error)
@@ -163,15 +157,11 @@ func (p *Pager) locate(frame uint64) (place, bool) {
 
 // bring reads a piece and pages in what of it is out. It returns how many pages that were.
 func (p *Pager) bring(c Piece) (in uint64, err error) {
-	content := make([]byte, c.Count*pageSize)
-	if n, err := p.memory.ReadAt(content, c.Offset); n < len(content) {
-		return 0, fmt.Errorf("read its memory file: %w", err)
+	content, err := c.Read(p.memory)
+	if err != nil {
+		return 0, err
 	}
-	frames := make([]uint64, c.Count)
-	for i := range frames {
-		frames[i] = c.First + uint64(i)
-	}
-	n, err := p.xen.PageIn(p.domain, frames, content)
+	n, err := p.xen.PageIn(p.domain, c.Frames(), content)
 	if err != nil {
 		return uint64(n), err
 	}
@@ -221,9 +211,7 @@ func (p *Pager) Finish(ctx context.Context, stop func() error) error {
 	work, ctx := errgroup.WithContext(ctx)
 	work.SetLimit(finishWorkers)
 	for _, c := range p.pieces {
-		for c.Count > 0 {
-			some := c
-			some.Count = min(finishChunk, c.Count)
+		for some := range c.Parts(finishChunk) {
 			work.Go(func() error {
 				if ctx.Err() != nil || p.allIn(some) {
 					return ctx.Err()
@@ -234,7 +222,6 @@ func (p *Pager) Finish(ctx context.Context, stop func() error) error {
 				p.mu.Unlock()
 				return err
 			})
-			c.First, c.Count, c.Offset = c.First+some.Count, c.Count-some.Count, c.Offset+int64(some.Count)*pageSize
 		}
 	}
 	if err := work.Wait(); err != nil {

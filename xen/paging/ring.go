@@ -33,8 +33,6 @@ const (
 // not matter here, the frame (u64), its type (u32), flags of paging (u32), and registers.
 type request struct {
 	frame   uint64
-	vcpu    uint32
-	stopped bool // the vCPU waits for the answer
 	dropped bool // the guest has given the frame up
 	entry   [entrySize]byte
 }
@@ -93,8 +91,6 @@ func (q *request) parse() error {
 	if reason := le.Uint32(q.entry[8:]); reason != reasonPaging {
 		return fmt.Errorf("%w: an event has reason %d", errRing, reason)
 	}
-	q.stopped = le.Uint32(q.entry[4:])&flagStopped != 0
-	q.vcpu = le.Uint32(q.entry[12:])
 	q.frame = le.Uint64(q.entry[24:])
 	q.dropped = le.Uint32(q.entry[36:])&pagingDropped != 0
 	return nil

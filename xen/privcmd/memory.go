@@ -14,6 +14,9 @@ const PageSize = 4096
 // SuperOrder is the order of a superpage: 2^9 frames.
 const SuperOrder = 9
 
+// SuperFrames is how many frames a superpage has.
+const SuperFrames = 1 << SuperOrder
+
 const memoryPopulate = 6 // XENMEM_populate_physmap
 
 // Populate gives a domain memory: for each frame in frames a piece of 2^order
