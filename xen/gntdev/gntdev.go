@@ -68,6 +68,7 @@ func (d *Device) Map(domain uint16, ref uint32) (Mapping, error) {
 		return Mapping{}, fmt.Errorf("map grant %d of domain %d: %w", ref, domain, err)
 	}
 	m := Mapping{d: d, index: arg.index}
+	defer runtime.KeepAlive(d.f)
 	var err error
 	if m.Bytes, err = unix.Mmap(int(d.f.Fd()), int64(arg.index), pageSize, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED); err != nil {
 		m.forget()
@@ -164,6 +165,7 @@ func (d *Device) Copy(segments []Segment) error {
 }
 
 func (d *Device) ioctl(request uintptr, arg unsafe.Pointer) error {
+	defer runtime.KeepAlive(d.f) // or it is closed, if nobody will use the device again
 	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, d.f.Fd(), request, uintptr(arg)); errno != 0 {
 		return errno
 	}

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"runtime"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -68,6 +69,7 @@ func Open() (*Handle, error) {
 		a := [6]uint64{op} // struct privcmd_hypercall
 		copy(a[1:], args)
 		r, _, errno := unix.Syscall(unix.SYS_IOCTL, f.Fd(), ioctlHypercall, uintptr(unsafe.Pointer(&a)))
+		runtime.KeepAlive(f) // or it is closed meanwhile, if this is the last call
 		if errno != 0 {
 			return 0, errno
 		}

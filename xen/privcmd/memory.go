@@ -64,6 +64,7 @@ func (h *Handle) Map(d Domain, frames []uint64, writable bool) (Mapping, error) 
 		protection |= unix.PROT_WRITE
 	}
 	fd := h.device.Fd()
+	defer runtime.KeepAlive(h.device) // or it is closed, if nobody will use the handle again
 	b, err := unix.Mmap(int(fd), 0, len(frames)*PageSize, protection, unix.MAP_SHARED)
 	if err != nil {
 		return Mapping{}, fmt.Errorf("map memory of domain %d: %w", d, err)

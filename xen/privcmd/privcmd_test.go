@@ -3,6 +3,8 @@ package privcmd
 import (
 	"errors"
 	"fmt"
+	"os"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -354,4 +356,30 @@ func TestReal(t *testing.T) {
 		t.Error("memory of a domain that is not there was mapped")
 	}
 	t.Logf("Xen %v, domctl %#x, domain 0 has %d pages", h.Release(), h.domctl, info.Pages)
+}
+
+// The last call of a handle's life is made on a device that is open.
+func TestLastMap(t *testing.T) {
+	stop, stopped := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(stopped)
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+				runtime.GC()
+			}
+		}
+	}()
+	defer func() { close(stop); <-stopped }()
+	for range 300 {
+		f, err := os.Open("/dev/zero") // which can be mapped, and knows nothing of Xen
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := (&Handle{device: f}).Map(7, make([]uint64, 1<<16), false); !errors.Is(err, unix.ENOTTY) {
+			t.Fatal(err)
+		}
+	}
 }
