@@ -159,7 +159,7 @@ func TestWaitsEndWithAReason(t *testing.T) {
 	}{
 		{"remove", 0, func(t *testing.T, tap *Tap) {
 			for _, name := range []string{"memory", "disk"} {
-				if last, err := tap.Remove(name); err != nil || last.Waits != 1 {
+				if last, err := tap.Remove(name); err != nil || last.Waits < 1 { // the kernel may ask again
 					t.Errorf("remove %s: %+v, %v", name, last, err)
 				}
 			}
