@@ -180,6 +180,9 @@ func (l *Link) open(ctx context.Context, kind byte) (net.Conn, error) {
 	if kind == 0 {
 		return nil, fmt.Errorf("kind 0 is the link's own")
 	}
+	if err := l.Err(); err != nil { // which yamux does not know before the farewell is sent
+		return nil, err
+	}
 	s, err := l.openStream(ctx)
 	if err != nil {
 		return nil, err
