@@ -61,7 +61,11 @@ func (c commandLine) set(option, name, value string) commandLine {
 		c[i] = quoted
 		return c
 	}
-	return append(slices.Clone(c), option, name, quoted)
+	end := len(c)
+	if end > 0 && c[end-1] == ")" {
+		end-- // for sh and ksh the line is a subshell that reads .profile first
+	}
+	return slices.Insert(slices.Clone(c), end, option, name, quoted)
 }
 
 // daemonOf says whose daemon a command line starts, and where its launcher is.

@@ -51,6 +51,10 @@ func TestCommandLine(t *testing.T) {
 			t.Errorf("the line for the clone has %s: %s", not, got)
 		}
 	}
+	subshell := append(append(commandLine{"( test ! -r ./.profile || . ./.profile;"}, orted...), ")")
+	if got := subshell.set("-mca", "new", "x").text(); !strings.HasSuffix(got, ` -mca new "x" )`) {
+		t.Errorf("what is set is not the daemon's, but behind the subshell of a user with sh: %s", got)
+	}
 	if orted.find("plm") < 0 || orted.gives("tmpdir_base") {
 		t.Error("the line that was given has changed")
 	}

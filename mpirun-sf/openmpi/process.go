@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -37,6 +38,17 @@ type Process struct {
 	Notice func(string)
 }
 
+// withShell is env with a SHELL: the one that runs what agents are told. Open
+// MPI asks the password file first, then SHELL, and warns of a user whom
+// neither knows, such as one by number in a container.
+func withShell(env []string) []string {
+	env = slices.Clip(env)
+	if slices.ContainsFunc(env, func(e string) bool { return strings.HasPrefix(e, "SHELL=") }) {
+		return env
+	}
+	return append(env, "SHELL=/bin/sh")
+}
+
 // ErrLost says that a clone was lost, and with it the job.
 type ErrLost struct{ Reason string }
 
@@ -62,7 +74,8 @@ const (
 // tell.
 func (s *Server) Run(ctx context.Context, p Process) (status int, err error) {
 	cmd := exec.Command(p.Path)
-	cmd.Args, cmd.Env, cmd.Dir = p.Argv, append(p.Env[:len(p.Env):len(p.Env)], SecretVariable+"="+s.secret.Value()), p.Dir
+	cmd.Args, cmd.Dir = p.Argv, p.Dir
+	cmd.Env = append(withShell(p.Env), SecretVariable+"="+s.secret.Value())
 	cmd.Stdout, cmd.Stderr = p.Stdout, p.Stderr
 	// A session of its own: what is typed at the terminal comes to it through
 	// Signals, once. It ends as when it is told to when this process ends.
