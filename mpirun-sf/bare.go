@@ -39,7 +39,7 @@ var _ site = (*bare)(nil)
 func newBare(j *job, c *mpichshim.Command) *bare { return &bare{job: j, command: c} }
 
 // ofClones are options that say what clones are like.
-var ofClones = []string{"memory", "image", "share", "window", "accel", "strict", "oversubscribe", "distribution", "nat", "allow", "rate", "service"}
+var ofClones = []string{"memory", "image", "share", "window", "hypervisor", "accel", "strict", "oversubscribe", "distribution", "nat", "allow", "rate", "service"}
 
 func (j *bare) check() error {
 	if j.parentRanks {

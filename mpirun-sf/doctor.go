@@ -5,19 +5,20 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strings"
 
 	"github.com/urfave/cli/v2"
 
 	"github.com/mpirun-sf/mpirun-sf/pmi/pmix"
 	"github.com/mpirun-sf/mpirun-sf/vmfork/guest"
-	"github.com/mpirun-sf/mpirun-sf/vmfork/hypervisor/qemu"
+	"github.com/mpirun-sf/mpirun-sf/vmfork/hypervisor"
 	"github.com/mpirun-sf/mpirun-sf/vmfork/memtap"
 	"github.com/mpirun-sf/mpirun-sf/vmfork/network"
 )
 
-// checkMachine finds what a job would miss, as far as that is cheap to know;
+// checkMachine finds what a job on a kind of hypervisor would miss, as far as that is cheap to know;
 // the first thing that is missing is the error.
-func checkMachine() error {
+func checkMachine(name string) error {
 	if os.Geteuid() != 0 {
 		return errors.New("starting virtual machines needs root here (namespaces, taps, FUSE): run it with sudo")
 	}
@@ -31,7 +32,10 @@ func checkMachine() error {
 		}
 		f.Close()
 	}
-	_, err := qemu.Find(context.Background(), qemu.TCG)
+	kind, err := hypervisor.Choose(name)
+	if err == nil {
+		_, err = kind.Check(context.Background())
+	}
 	return err
 }
 
@@ -39,6 +43,7 @@ func doctorCommand() *cli.Command {
 	return &cli.Command{
 		Name:  "doctor",
 		Usage: "check that this machine has what mpirun-sf needs",
+		Flags: []cli.Flag{hypervisorFlag()},
 		Action: func(c *cli.Context) error {
 			bad := 0
 			check := func(what string, err error) {
@@ -54,11 +59,11 @@ func doctorCommand() *cli.Command {
 				root = errors.New("run it with sudo")
 			}
 			check("root", root)
-			driver, err := qemu.Find(c.Context, qemu.TCG)
-			name := "QEMU 7.2 or newer"
-			if err == nil {
-				name = "QEMU " + driver.Release
+			kind, err := hypervisor.Choose(c.String("hypervisor"))
+			if err != nil {
+				return fmt.Errorf("--hypervisor: %w", err)
 			}
+			name, err := kind.Check(c.Context)
 			check(name, err)
 			check("FUSE", memtap.Probe())
 			check("network namespaces, bridges and taps", network.Probe(c.Context))
@@ -66,7 +71,7 @@ func doctorCommand() *cli.Command {
 			cache, err := guest.DefaultCache()
 			if err == nil {
 				var kernel *guest.Kernel
-				if kernel, err = guest.FindKernel(c.Context, cache.Dir, func(string) {}); err == nil {
+				if kernel, err = cache.FindKernel(c.Context, func(string) {}, kind.Modules...); err == nil {
 					name += ": " + kernel.Release
 				}
 			}
@@ -75,10 +80,10 @@ func doctorCommand() *cli.Command {
 			check("the preload against MPICH's hang in MPI_Finalize", err)
 			_, err = pmix.Helper()
 			check("PMIx, for programs of Open MPI", err)
-			if _, reason := qemu.Probe(c.Context); reason != nil {
-				fmt.Printf("slow     %v: clones run under TCG\n", reason)
+			if accel, reason := kind.Probe(c.Context); reason != nil {
+				fmt.Printf("slow     %v: clones run under %s\n", reason, strings.ToUpper(accel))
 			} else {
-				fmt.Println("ok       KVM")
+				fmt.Println("ok      ", strings.ToUpper(accel))
 			}
 			if bad > 0 {
 				return exitStatus(1)

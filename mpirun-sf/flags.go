@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -13,6 +12,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"github.com/mpirun-sf/mpirun-sf/vmfork/guest"
+	"github.com/mpirun-sf/mpirun-sf/vmfork/hypervisor"
 	"github.com/mpirun-sf/mpirun-sf/vmfork/network"
 )
 
@@ -51,7 +51,7 @@ Options:
     --strict             refuse more virtual CPUs than this machine has cores
     --start-timeout T    how long clones and ranks may take to start (default 2m)
     --window SIZE        read around a page fault: 4K to 128K (default 32K)
-    --accel kvm|tcg      take this instead of what the probe of KVM says
+` + hypervisorUsage + `    --accel kvm|tcg      take this instead of what the probe of KVM says
     --hosts H[:N],...    hosts that carry the clones, with N ranks each at most,
                          reached by SSH; the first ones are filled first
     --hostfile FILE      the same from a file, in MPICH's or Open MPI's format
@@ -96,6 +96,7 @@ type options struct {
 	strict        bool
 	startLimit    time.Duration
 	window        int
+	hypervisor    string // a kind's name
 	accel         string
 	parentRanks   bool
 	noClone       bool
@@ -152,6 +153,7 @@ func launcherFlags() []cli.Flag {
 		&cli.BoolFlag{Name: "strict"},
 		&cli.DurationFlag{Name: "start-timeout", Value: 2 * time.Minute},
 		&cli.StringFlag{Name: "window", Value: "32K"},
+		hypervisorFlag(),
 		&cli.StringFlag{Name: "accel"},
 		&cli.BoolFlag{Name: "parent-ranks"},
 		&cli.BoolFlag{Name: "no-clone"},
@@ -261,14 +263,18 @@ func takeOutputOptions(c *cli.Context) error {
 
 // parseCommon reads what jobs and virtual machines have in common.
 func parseCommon(c *cli.Context, o *options) error {
-	if !slices.Contains([]string{"", "kvm", "tcg"}, o.accel) {
-		return fmt.Errorf("--accel %s: it is kvm or tcg", o.accel)
+	kind, err := hypervisor.Choose(c.String("hypervisor"))
+	if err != nil {
+		return fmt.Errorf("--hypervisor: %w", err)
 	}
+	if err := kind.CheckAccelerator(o.accel); err != nil {
+		return fmt.Errorf("--accel %s: %w", o.accel, err)
+	}
+	o.hypervisor = kind.Name
 	if o.startLimit <= 0 {
 		return fmt.Errorf("--start-timeout %v: it is a time such as 90s or 5m", o.startLimit)
 	}
 	o.trace = c.String("trace")
-	var err error
 	if o.hostOptions, err = parseHosts(c); err != nil {
 		return err
 	}

@@ -40,7 +40,7 @@ func (j *host) check() error {
 	if j.parentRanks {
 		return errParentRanks
 	}
-	if err := checkMachine(); err != nil {
+	if err := checkMachine(j.hypervisor); err != nil {
 		return err
 	}
 	return j.checkFolders()
@@ -92,7 +92,7 @@ func (j *job) startDaemon(ctx context.Context, notice func(sfld.Notice)) (*sfld.
 		return nil, err
 	}
 	return sfld.Start(ctx, self, sfld.Options{
-		Job: j.id, Cache: cache.Dir, Limit: cache.Limit, Window: j.window, Accel: j.accel,
+		Job: j.id, Cache: cache.Dir, Limit: cache.Limit, Window: j.window, Hypervisor: j.hypervisor, Accel: j.accel,
 		UID: int(j.user.UID), GID: int(j.user.GID), Groups: ints(j.user.Groups),
 		Traced:  j.trace != "" || tui.level >= verbose,
 		Version: version, User: cmp.Or(j.user.name, strconv.Itoa(int(j.user.UID))), Command: j.argv, Ranks: j.np,

@@ -208,7 +208,7 @@ func (j *job) startHosts(ctx context.Context, a allocator.Allocation, hosts []al
 	met := map[string]link.Hello{}
 	_, err = allocator.StartAll(ctx, a, hosts, self, func(allocator.Host) []string { return []string{"sfld", "--host"} },
 		func(ctx context.Context, h allocator.Host, p allocator.Process) error {
-			hello, err := sfld.Meet(ctx, p, version, j.id, h.Name, key, ways(ctx, a, h))
+			hello, err := sfld.Meet(ctx, p, version, j.id, h.Name, j.hypervisor, key, ways(ctx, a, h))
 			if err != nil {
 				return err
 			}
@@ -225,7 +225,7 @@ func (j *job) startHosts(ctx context.Context, a allocator.Allocation, hosts []al
 	for _, h := range hosts {
 		hello := met[h.Name]
 		joined = append(joined, sfld.JoinHost{Name: h.Name, Addresses: hello.Addresses, Fingerprint: hello.Fingerprint, Slots: h.Slots})
-		tui.Detail("  %s: %d cores, %d MB free, %s %s", h.Name, hello.CPUs, hello.MemoryFree>>20, hello.Hypervisor, hello.HypervisorVersion)
+		tui.Detail("  %s: %d cores, %d MB free, %s", h.Name, hello.CPUs, hello.MemoryFree>>20, hello.HypervisorVersion)
 	}
 	return joined, nil
 }

@@ -11,6 +11,7 @@ import (
 
 	"github.com/mpirun-sf/mpirun-sf/vmfork/allocator"
 	"github.com/mpirun-sf/mpirun-sf/vmfork/guest"
+	"github.com/mpirun-sf/mpirun-sf/vmfork/hypervisor"
 	"github.com/mpirun-sf/mpirun-sf/vmfork/metrics"
 )
 
@@ -26,6 +27,7 @@ func imageCommand() *cli.Command {
 				Flags: []cli.Flag{
 					&cli.StringFlag{Name: "memory", Value: "512M"}, &cli.IntFlag{Name: "ppn", Value: 1},
 					&cli.StringSliceFlag{Name: "with", KeepSpace: true, Usage: "a program, file or folder to have in it"},
+					hypervisorFlag(),
 				}},
 		},
 	}
@@ -86,7 +88,7 @@ func imageBuild(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := checkMachine(); err != nil {
+	if err := checkMachine(c.String("hypervisor")); err != nil {
 		return err
 	}
 	memory, err := parseSize(c.String("memory"))
@@ -94,7 +96,8 @@ func imageBuild(c *cli.Context) error {
 		return fmt.Errorf("--memory %s: it is a size from 128M, such as 512M or 2G", c.String("memory"))
 	}
 	j := newHost(newJob(options{
-		ppn: c.Int("ppn"), memory: memory, with: with, argv: c.Args().Slice(), dir: mustGetwd(), hostOptions: hostOptions{allocator: "local"},
+		hypervisor: c.String("hypervisor"),
+		ppn:        c.Int("ppn"), memory: memory, with: with, argv: c.Args().Slice(), dir: mustGetwd(), hostOptions: hostOptions{allocator: "local"},
 	}))
 	if err := j.job.check(); err != nil {
 		return err
@@ -149,6 +152,9 @@ func cleanCommand() *cli.Command {
 			}
 			vms, err := cleanVMs()
 			if err != nil {
+				return err
+			}
+			if err := hypervisor.Sweep(c.Context); err != nil {
 				return err
 			}
 			tui.Notice("%s of dead jobs, %s of dead virtual machines and %s removed",

@@ -63,7 +63,7 @@ var errParentRanks = errors.New("--parent-ranks is for mpirun-sf inside a virtua
 // ofTheVM are options that were decided when the machine was started.
 var ofTheVM = map[string]string{
 	"memory": "its clones have the memory that it has", "window": "its clones are fetched as it was started to be",
-	"accel": "its clones run as it does", "strict": "it does not know its host's cores",
+	"hypervisor": "its clones run as it does", "accel": "its clones run as it does", "strict": "it does not know its host's cores",
 }
 
 func (j *inside) check() error {

@@ -59,7 +59,7 @@ Options of vm run:
     -wdir DIR            run in DIR instead of the working directory
     -env NAME VALUE      set a variable for the command; may be repeated
     --start-timeout T    how long it may take to start (default 2m)
-    --window SIZE, --accel kvm|tcg, -q, -v, --log-format json
+    --window SIZE, --hypervisor H, --accel kvm|tcg, -q, -v, --log-format json
                          as for mpirun-sf itself
 
 The exit status is the command's, 128+N if signal N killed it.
@@ -104,6 +104,7 @@ func vmFlags() []cli.Flag {
 		&cli.StringSliceFlag{Name: "env", Aliases: []string{"genv"}, KeepSpace: true},
 		&cli.DurationFlag{Name: "start-timeout", Value: 2 * time.Minute},
 		&cli.StringFlag{Name: "window", Value: "32K"},
+		hypervisorFlag(),
 		&cli.StringFlag{Name: "accel"},
 		&cli.BoolFlag{Name: "q", Aliases: []string{"quiet"}},
 		&cli.BoolFlag{Name: "v", Aliases: []string{"verbose"}},

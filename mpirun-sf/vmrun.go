@@ -98,7 +98,7 @@ func (v *vm) check(ctx context.Context) (err error) {
 	if v.user, err = findCaller(); err != nil {
 		return err
 	}
-	if err := checkMachine(); err != nil {
+	if err := checkMachine(v.hypervisor); err != nil {
 		return err
 	}
 	// The working directory is shared unless other folders are named.

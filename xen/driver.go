@@ -102,7 +102,7 @@ func (d *Driver) Close() error {
 }
 
 // Name implements [hypervisor.Driver].
-func (d *Driver) Name() string { return "xen" }
+func (d *Driver) Name() string { return name }
 
 // Version implements [hypervisor.Driver]. What the processor must have is in a device
 // state itself, and checked by Xen.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"maps"
 	"os"
 	"path/filepath"
@@ -18,7 +19,6 @@ import (
 	"github.com/mpirun-sf/mpirun-sf/vmfork/allocator"
 	"github.com/mpirun-sf/mpirun-sf/vmfork/guest"
 	"github.com/mpirun-sf/mpirun-sf/vmfork/hypervisor"
-	"github.com/mpirun-sf/mpirun-sf/vmfork/hypervisor/qemu"
 	"github.com/mpirun-sf/mpirun-sf/vmfork/memtap"
 	"github.com/mpirun-sf/mpirun-sf/vmfork/metrics"
 	"github.com/mpirun-sf/mpirun-sf/vmfork/network"
@@ -37,7 +37,7 @@ type Config struct {
 	Plan         network.Plan // of the job's private network
 	Window       int          // memtap's, bytes, 0 for the default
 	Events       Events
-	Driver       hypervisor.Driver // of the machines, nil to look for QEMU
+	Driver       hypervisor.Driver // of the machines, nil to make one as [Carrier.Equip] is told
 	Trace        *trace.Collector  // records what takes how long, nil for nothing
 }
 
@@ -52,7 +52,7 @@ type Carrier struct {
 	driver hypervisor.Driver
 	shape  hypervisor.Shape
 	image  *guest.Image // what Checkpoint was given, nil on other hosts
-	accel  func() (qemu.Accel, error)
+	probes probes
 
 	background sync.WaitGroup // what goes on beside the calls, until ctx ends
 
@@ -76,8 +76,6 @@ func New(ctx context.Context, cfg Config) (*Carrier, error) {
 		bodies: map[int]*body{}, generations: map[string]*generation{},
 		layers: map[*slice.Slice]*layer{}, leaving: map[slice.ID]chan struct{}{}, reserved: map[string]*allocator.Grant{},
 	}
-	// The probe takes a moment, and nobody may need it.
-	c.accel = sync.OnceValues(func() (qemu.Accel, error) { return qemu.Probe(ctx) })
 	net, err := network.Create(ctx, cfg.Plan)
 	if err != nil {
 		return nil, err
@@ -98,35 +96,6 @@ func (c *Carrier) Name() string { return c.cfg.Host }
 
 // Network is the job's private network, as this host has it.
 func (c *Carrier) Network() *network.Network { return c.net }
-
-// Probe begins to find out which accelerator works, so that Equip need not wait.
-func (c *Carrier) Probe() { go c.accel() }
-
-// Equip implements [Host].
-func (c *Carrier) Equip(ctx context.Context, e Equipment) (out Equipped, err error) {
-	if c.cfg.Driver != nil {
-		c.driver, c.shape = c.cfg.Driver, e.Shape
-		return Equipped{Accel: e.Accel, Version: c.driver.Version()}, nil
-	}
-	accel, reason := qemu.Accel(e.Accel), error(nil)
-	switch accel {
-	case qemu.TCG:
-	case qemu.KVM: // as asked, but a guest that crawls needs a reason
-		_, reason = c.accel()
-	default:
-		accel, reason = c.accel()
-	}
-	driver, err := qemu.Find(ctx, accel)
-	if err != nil {
-		return out, err
-	}
-	c.driver, c.shape = driver, e.Shape
-	out = Equipped{Accel: string(accel), Version: driver.Version()}
-	if reason != nil {
-		out.Reason = reason.Error()
-	}
-	return out, nil
-}
 
 // Room implements [Host].
 func (c *Carrier) Room(context.Context) (allocator.Room, error) {
@@ -257,6 +226,9 @@ func (c *Carrier) Close() error {
 	wg.Wait()
 	c.background.Wait()
 	var errs []error
+	if d, ok := c.driver.(io.Closer); ok {
+		errs = append(errs, d.Close())
+	}
 	if fabric != nil {
 		errs = append(errs, fabric.node.Close())
 	}

@@ -103,14 +103,16 @@ type Events interface {
 
 // Equipment is what machines are made with.
 type Equipment struct {
-	Accel string // "kvm", "tcg", or "" to probe
-	Shape hypervisor.Shape
+	Hypervisor string // which kind ([hypervisor.Choose])
+	Accel      string // one of that kind's accelerators, or "" to probe
+	Shape      hypervisor.Shape
 }
 
 // Equipped is what came of it.
 type Equipped struct {
-	Accel  string // "kvm" or "tcg"
-	Reason string // why not KVM; or why KVM, as asked, will crawl; "" if there is nothing to say
+	Hypervisor string // the kind that it is
+	Accel      string // "kvm" or "tcg", of QEMU
+	Reason     string // why not KVM; or why KVM, as asked, will crawl; "" if there is nothing to say
 	// Version identifies the hypervisor: device states load only into the same.
 	Version string
 }

@@ -68,7 +68,7 @@ func Build(ctx context.Context, cache *Cache, spec Spec, progress func(string)) 
 	}
 	kernel := spec.Kernel
 	if kernel == nil {
-		if kernel, err = FindKernel(ctx, cache.kernels(), progress); err != nil {
+		if kernel, err = cache.FindKernel(ctx, progress, spec.Modules...); err != nil {
 			return nil, err
 		}
 	}

@@ -68,8 +68,17 @@ type Entry struct {
 
 func (c *Cache) images() string           { return filepath.Join(c.Dir, "images") }
 func (c *Cache) entry(key string) string  { return filepath.Join(c.images(), key[:keyDigits]) }
-func (c *Cache) kernels() string          { return c.Dir } // FindKernel adds its own folder
 func (c *Cache) lockOf(key string) string { return filepath.Join(c.Dir, "locks", key[:keyDigits]) }
+
+// FindKernel is the function of that name, which keeps what it has to fetch in the cache: kernels with more modules
+// apart from those without.
+func (c *Cache) FindKernel(ctx context.Context, log func(string), more ...string) (*Kernel, error) {
+	dir := c.Dir
+	if len(more) > 0 {
+		dir = filepath.Join(dir, "with", strings.Join(more, "+"))
+	}
+	return FindKernel(ctx, dir, log, more...)
+}
 
 func (c *Cache) limit() int64 {
 	if c.Limit == 0 {

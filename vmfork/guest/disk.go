@@ -29,7 +29,7 @@ const (
 
 // FromDisk returns a guest image whose root disk is a copy of the user's own disk
 // image at path, raw or qcow2, and whose kernel and initramfs are those that
-// Build would use; of spec only Agent and Kernel count. It is cached like any
+// Build would use; of spec only Agent, Kernel and Modules count. It is cached like any
 // other, by the disk's identity, size and time.
 //
 // It is a copy, because an image must not change under a job: on a file system
@@ -53,7 +53,7 @@ func FromDisk(ctx context.Context, cache *Cache, path string, spec Spec, progres
 	}
 	kernel := spec.Kernel
 	if kernel == nil {
-		if kernel, err = FindKernel(ctx, cache.kernels(), progress); err != nil {
+		if kernel, err = cache.FindKernel(ctx, progress, spec.Modules...); err != nil {
 			return nil, err
 		}
 	}

@@ -34,6 +34,7 @@ type Spec struct {
 	Hooks       []string // executables of this machine that each clone runs before anything else, in this order
 	Free        int64    // bytes to leave free in the root; 0 is DefaultFree
 	Kernel      *Kernel  // nil: what FindKernel finds
+	Modules     []string // of the kernel that is found, beside those that all guests need
 }
 
 // purpose is what the image is for, for who lists images.

@@ -22,11 +22,12 @@ const (
 // Welcome is what the launcher writes to a daemon that was started for it. Nothing in it is a secret: the stream may pass
 // through resource managers and shells.
 type Welcome struct {
-	Version string           `json:"-"`     // of the launcher's program
-	Job     string           `json:"job"`   // the job's id
-	Host    string           `json:"host"`  // what the allocator calls the daemon's host
-	Allow   []Fingerprint    `json:"allow"` // who may connect: the head
-	Head    []netip.AddrPort `json:"head"`  // where the head may be reached, best first; tells the daemon which network to use
+	Version    string           `json:"-"`                    // of the launcher's program
+	Job        string           `json:"job"`                  // the job's id
+	Host       string           `json:"host"`                 // what the allocator calls the daemon's host
+	Hypervisor string           `json:"hypervisor,omitempty"` // the kind that machines are to run on, "" for what is best there
+	Allow      []Fingerprint    `json:"allow"`                // who may connect: the head
+	Head       []netip.AddrPort `json:"head"`                 // where the head may be reached, best first; tells the daemon which network to use
 }
 
 // Hello is what the daemon answers.
@@ -40,8 +41,8 @@ type Hello struct {
 	MemoryFree  int64 `json:"memory_free"` // bytes
 	MemoryTotal int64 `json:"memory_total"`
 
-	Hypervisor        string `json:"hypervisor"` // "qemu"; "" if there is none
-	HypervisorVersion string `json:"hypervisor_version"`
+	Hypervisor        string `json:"hypervisor"`         // "qemu"; "" if there is none
+	HypervisorVersion string `json:"hypervisor_version"` // for people: "QEMU 7.2.22"
 	Accelerator       string `json:"accelerator"`        // "kvm" or "tcg"
 	AcceleratorReason string `json:"accelerator_reason"` // why not KVM; "" if KVM
 
@@ -60,7 +61,7 @@ func (w *Welcome) check() error {
 	if err := checkAddresses(w.Head); err != nil {
 		return err
 	}
-	return checkTexts(w.Version, w.Job, w.Host)
+	return checkTexts(w.Version, w.Job, w.Host, w.Hypervisor)
 }
 
 func (h *Hello) check() error {

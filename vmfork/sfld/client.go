@@ -60,6 +60,7 @@ func Start(ctx context.Context, program string, opts Options, notice func(Notice
 	}
 	go func() {
 		c.cmd.Wait()
+		sweep()
 		close(c.ended)
 	}()
 	line, err := json.Marshal(opts)

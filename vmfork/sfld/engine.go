@@ -84,8 +84,12 @@ func newEngine(ctx context.Context, opts Options, notify func(Notice)) (*Engine,
 	if _, err := metrics.Publish(ctx, jobsDir, opts.Job, e); err != nil {
 		return nil, errors.Join(err, e.local.Close())
 	}
-	if opts.Accel != "tcg" {
-		e.local.Probe()
+	kind, err := hypervisor.Choose(opts.Hypervisor)
+	if err != nil {
+		return nil, errors.Join(err, e.local.Close())
+	}
+	if opts.Accel == "" || opts.Accel != kind.Anywhere {
+		e.local.Probe(kind)
 	}
 	e.hosts = []*site{{Host: e.local, carries: true}}
 	return e, nil

@@ -19,7 +19,7 @@ import (
 	"github.com/mpirun-sf/mpirun-sf/vmfork/allocator"
 	"github.com/mpirun-sf/mpirun-sf/vmfork/carrier"
 	"github.com/mpirun-sf/mpirun-sf/vmfork/guest"
-	"github.com/mpirun-sf/mpirun-sf/vmfork/hypervisor/qemu"
+	"github.com/mpirun-sf/mpirun-sf/vmfork/hypervisor"
 	"github.com/mpirun-sf/mpirun-sf/vmfork/link"
 	"github.com/mpirun-sf/mpirun-sf/vmfork/memtap"
 	"github.com/mpirun-sf/mpirun-sf/vmfork/network"
@@ -109,7 +109,9 @@ func again() error {
 		}
 	}()
 	var failed *exec.ExitError
-	if err := cmd.Wait(); errors.As(err, &failed) {
+	err := cmd.Wait()
+	sweep()
+	if errors.As(err, &failed) {
 		os.Exit(max(1, failed.ExitCode())) // it has said why
 	} else if err != nil {
 		return fmt.Errorf("run the host daemon: %w", err)
@@ -155,10 +157,12 @@ func facts(ctx context.Context, w link.Welcome, port uint16) (h link.Hello, err 
 	} else {
 		h.Lacks = append(h.Lacks, err.Error())
 	}
-	if driver, err := qemu.Find(ctx, qemu.TCG); err == nil {
-		h.Hypervisor, h.HypervisorVersion = driver.Name(), driver.Release
-	} else {
+	if kind, err := hypervisor.Choose(w.Hypervisor); err != nil {
 		h.Lacks = append(h.Lacks, err.Error())
+	} else if release, err := kind.Check(ctx); err != nil {
+		h.Lacks = append(h.Lacks, err.Error())
+	} else {
+		h.Hypervisor, h.HypervisorVersion = kind.Name, release
 	}
 	if err := memtap.Probe(); err != nil {
 		h.Lacks = append(h.Lacks, err.Error())
@@ -188,11 +192,11 @@ func scratchFolder() (string, error) {
 }
 
 // Meet speaks to a host's daemon that was started for a job, over its standard
-// input and output, and says how its coordinator reaches it.
-func Meet(ctx context.Context, stream io.ReadWriter, version, job, host string, coordinator link.Fingerprint, head []netip.AddrPort) (h link.Hello, err error) {
+// input and output, and says how its coordinator reaches it. kind is the hypervisor's.
+func Meet(ctx context.Context, stream io.ReadWriter, version, job, host, kind string, coordinator link.Fingerprint, head []netip.AddrPort) (h link.Hello, err error) {
 	ctx, cancel := context.WithTimeout(ctx, headLimit)
 	defer cancel()
-	w := link.Welcome{Version: version, Job: job, Host: host, Allow: []link.Fingerprint{coordinator}, Head: head}
+	w := link.Welcome{Version: version, Job: job, Host: host, Hypervisor: kind, Allow: []link.Fingerprint{coordinator}, Head: head}
 	if err := link.WriteWelcome(stream, w); err != nil {
 		return h, err
 	}

@@ -1,12 +1,16 @@
 package sfld
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"os/exec"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/mpirun-sf/mpirun-sf/vmfork/hypervisor"
 )
 
 // runDir is where the jobs of a machine meet: reservations, and the empty
@@ -21,6 +25,19 @@ func isolate(cmd *exec.Cmd) {
 	cmd.SysProcAttr = &syscall.SysProcAttr{
 		Setsid:     true, // a Ctrl-C at the launcher's terminal is the launcher's
 		Cloneflags: unix.CLONE_NEWPID | unix.CLONE_NEWNS,
+	}
+}
+
+// sweepLimit is how long hypervisors may take to end what a daemon has left that was killed.
+const sweepLimit = 30 * time.Second
+
+// sweep is called where a job's first process has ended, whose end is that of all that it had started, but not of
+// machines that are no processes. Who sweeps next finds what this one does not.
+func sweep() {
+	ctx, cancel := context.WithTimeout(context.Background(), sweepLimit)
+	defer cancel()
+	if err := hypervisor.Sweep(ctx); err != nil {
+		fmt.Fprintf(os.Stderr, "mpirun-sf: %v\n", err)
 	}
 }
 

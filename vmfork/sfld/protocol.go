@@ -10,15 +10,16 @@ import (
 
 // Options are what a daemon must know from the start.
 type Options struct {
-	Job    string `json:"job"`    // the job's id, unique on this machine
-	Cache  string `json:"cache"`  // the folder of guest images and checkpoints
-	Limit  int64  `json:"limit"`  // its size limit in bytes, 0 for the default
-	Window int    `json:"window"` // memtap's, bytes, 0 for the default
-	Accel  string `json:"accel"`  // "kvm", "tcg", or "" to probe
-	UID    int    `json:"uid"`    // the user that the job is for
-	GID    int    `json:"gid"`
-	Groups []int  `json:"groups"`
-	Traced bool   `json:"traced"` // what takes how long is recorded
+	Job        string `json:"job"`        // the job's id, unique on this machine
+	Cache      string `json:"cache"`      // the folder of guest images and checkpoints
+	Limit      int64  `json:"limit"`      // its size limit in bytes, 0 for the default
+	Window     int    `json:"window"`     // memtap's, bytes, 0 for the default
+	Accel      string `json:"accel"`      // one of the hypervisor's, or "" to probe
+	Hypervisor string `json:"hypervisor"` // which kind ([hypervisor.Choose])
+	UID        int    `json:"uid"`        // the user that the job is for
+	GID        int    `json:"gid"`
+	Groups     []int  `json:"groups"`
+	Traced     bool   `json:"traced"` // what takes how long is recorded
 
 	// What mpirun-sf ps tells of the job.
 	Version string   `json:"version"`

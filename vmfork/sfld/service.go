@@ -38,7 +38,7 @@ type service struct {
 // processes.
 func (s *service) Prepare(args PrepareArgs, out *Prepared) (err error) {
 	e := s.e
-	equipped, err := e.equip(s.ctx, carrier.Equipment{Accel: e.opts.Accel, Shape: hypervisor.Shape{VCPUs: args.VCPUs, Memory: args.Memory}})
+	equipped, err := e.equip(s.ctx, carrier.Equipment{Hypervisor: e.opts.Hypervisor, Accel: e.opts.Accel, Shape: hypervisor.Shape{VCPUs: args.VCPUs, Memory: args.Memory}})
 	if err != nil {
 		return err
 	}
@@ -50,7 +50,7 @@ func (s *service) Prepare(args PrepareArgs, out *Prepared) (err error) {
 	default:
 		out.AccelReason = equipped.Reason
 	}
-	image, err := e.guestImage(s.ctx, args)
+	image, err := e.guestImage(s.ctx, equipped.Hypervisor, args)
 	if err != nil {
 		return err
 	}
@@ -103,12 +103,18 @@ func (s *service) startAhead(n int) {
 	}
 }
 
-func (e *Engine) guestImage(ctx context.Context, args PrepareArgs) (*guest.Image, error) {
+// guestImage finds or makes the image of machines on one kind of hypervisor.
+func (e *Engine) guestImage(ctx context.Context, on string, args PrepareArgs) (*guest.Image, error) {
+	kind, err := hypervisor.Choose(on)
+	if err != nil {
+		return nil, err
+	}
 	cache := &guest.Cache{Dir: e.opts.Cache, Limit: e.opts.Limit}
 	spec := guest.Spec{
 		Program: args.Program, LibraryPath: args.LibraryPath, Agent: e.self,
 		User:  guest.User{Name: args.User, UID: e.opts.UID, GID: e.opts.GID, Home: args.Home},
 		Tools: args.Guest.Tools, With: args.Guest.With, Needs: args.Guest.Needs, Shared: args.Guest.Shared, Hooks: args.Guest.Hooks, Free: args.Guest.Free,
+		Modules: kind.Modules,
 	}
 	progress := func(line string) { e.notify(Notice{Progress: line}) }
 	if args.Disk != "" {

@@ -80,7 +80,7 @@ func (e *Engine) equip(ctx context.Context, eq carrier.Equipment) (out carrier.E
 	if out, err = e.local.Equip(ctx, eq); err != nil {
 		return out, err
 	}
-	eq.Accel = out.Accel
+	eq.Hypervisor, eq.Accel = out.Hypervisor, out.Accel
 	e.shape = eq.Shape
 	e.mu.Lock()
 	others := e.hosts[1:]

@@ -70,8 +70,10 @@ func parseVersion(out string) (string, error) {
 	return release, nil
 }
 
+const name = "qemu"
+
 // Name implements [hypervisor.Driver].
-func (d *Driver) Name() string { return "qemu" }
+func (d *Driver) Name() string { return name }
 
 // Version implements [hypervisor.Driver]. A TCG guest's clock is the host's
 // time stamp counter, so its rate is part of what a state depends on; a KVM

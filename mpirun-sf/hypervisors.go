@@ -1,0 +1,20 @@
+package main
+
+import (
+	"github.com/urfave/cli/v2"
+
+	"github.com/mpirun-sf/mpirun-sf/vmfork/hypervisor"
+
+	// The hypervisors that there are.
+	_ "github.com/mpirun-sf/mpirun-sf/vmfork/hypervisor/qemu"
+	_ "github.com/mpirun-sf/mpirun-sf/xen"
+)
+
+const hypervisorUsage = `    --hypervisor H       qemu, xen, or auto: xen in domain 0 of a Xen, else qemu
+                         (default: MPIRUN_SF_HYPERVISOR, or auto)
+`
+
+// hypervisorFlag chooses one of them.
+func hypervisorFlag() cli.Flag {
+	return &cli.StringFlag{Name: "hypervisor", Value: hypervisor.Auto, EnvVars: []string{"MPIRUN_SF_HYPERVISOR"}}
+}
