@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"runtime/debug"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -140,9 +141,9 @@ func switchRoot() error {
 // mountRoot mounts the whole disk or, on a disk with partitions, the first one
 // that holds a Linux root.
 func mountRoot(at string) (device string, err error) {
-	parts, _ := filepath.Glob("/sys/class/block/*vda*") // some hypervisors' have a letter before
-	if len(parts) == 0 {
-		return "", errors.New("find the root file system: there is no disk vda")
+	parts, err := findParts()
+	if err != nil {
+		return "", err
 	}
 	var tried []string
 	for _, p := range parts {
@@ -159,6 +160,26 @@ func mountRoot(at string) (device string, err error) {
 		unix.Unmount(at, 0)
 	}
 	return "", fmt.Errorf("find the root file system: none of the disk's partitions is an ext4 root (%s)", strings.Join(tried, "; "))
+}
+
+// diskLimit is how long the disk may take to appear: its driver may have to come to terms with a host first.
+const diskLimit = 10 * time.Second
+
+// findParts waits for the disk, and returns it and its partitions, by their folders in /sys.
+func findParts() ([]string, error) {
+	for end := time.Now().Add(diskLimit); ; time.Sleep(5 * time.Millisecond) {
+		disks, _ := filepath.Glob("/sys/class/block/*vda") // some hypervisors' have a letter before
+		if len(disks) > 0 {
+			// It can be opened when it is known which partitions it has.
+			if f, err := os.Open("/dev/" + filepath.Base(disks[0])); err == nil {
+				f.Close()
+				return filepath.Glob(disks[0] + "*")
+			}
+		}
+		if time.Now().After(end) {
+			return nil, fmt.Errorf("find the root file system: waited %v for a disk vda", diskLimit)
+		}
+	}
 }
 
 // prepareRoot mounts what is not on the disk, and puts files whose content

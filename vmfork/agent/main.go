@@ -41,11 +41,10 @@ type agent struct {
 func serve(controlPort, data string) (err error) {
 	// Blocking, without Go's poller: the read returns in a process whose code
 	// has to be translated anew, and every function less shortens the pause.
-	fd, err := guestport.Open(controlPort)
+	control, err := guestport.Use(controlPort)
 	if err != nil {
 		return fmt.Errorf("open the way to the host: %w", err)
 	}
-	control := os.NewFile(uintptr(fd), controlPort)
 	if group, err = newFreezer(); err != nil {
 		return err
 	}
