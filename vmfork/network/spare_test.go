@@ -225,9 +225,9 @@ func TestFramesAreMovedInTraffic(t *testing.T) {
 			up(t, n, 1, 2)
 			next := spare(t, n, 2)
 			s := newSender(t, from, n.plan.MAC(2), n.plan.MAC(1), 64)
-			time.Sleep(10 * time.Millisecond)
+			s.more(t, 200) // that the old tap has, and Retire has to move
 			must(t, n.HandOver(2))
-			time.Sleep(10 * time.Millisecond)
+			s.more(t, 200) // that the spare has, and HandBack has to move
 			heir := next
 			if name == "Retire" {
 				must(t, n.Retire(2))
@@ -237,13 +237,9 @@ func TestFramesAreMovedInTraffic(t *testing.T) {
 			}
 			sent := s.stop()
 			got := drain(t, heir)
-			moved := !slices.IsSorted(got)
 			slices.Sort(got)
 			if !slices.Equal(got, count(sent)) {
 				t.Errorf("sent %d frames, received %d", sent, len(got))
-			}
-			if !moved {
-				t.Errorf("of %d frames none was moved", sent)
 			}
 		})
 	}
