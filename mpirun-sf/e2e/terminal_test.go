@@ -69,22 +69,25 @@ func TestVMTerminal(t *testing.T) {
 	nothingIsLeft(t)
 	machine.boot(t) // for its image
 	c := newVM("e2e-terminal", []string{"-q"})
-	c.wrap = []string{"sh", "-c", `"$@"; status=$?; stty -a; exit $status`, "sh"}
+	c.wrap = []string{"sh", "-c", `"$@"; status=$?; stty -a; read more; exit $status`, "sh"}
 	x := atTerminal(t, c)
 	x.types("", "parent:")
 	x.types("tty; stty size\n", "/dev/pts/")
 	x.types("stty size; echo $TERM\n", "30 100\r\nvt100\r\n")
 	x.resize(t, 41, 97)
 	x.types("sleep 0.3; stty size\n", "41 97\r\n")
-	// To the program that runs there, and not to the launcher.
-	x.types("sleep 1000\n", "sleep 1000\r\n")
-	x.types("\x03", "^C")
+	// To the program that runs there, and not to the launcher. It has said that it runs: before, the shell would forget
+	// what was typed.
+	x.types("sh -c 'echo as''leep; exec sleep 1000'\n", "asleep\r\n")
+	x.types("\x03", "parent:")
 	x.types("echo status $?\n", "status 130\r\n")
 	// A job is at that terminal, too.
 	x.types("mpirun-sf -q -np 2 sh -c 'echo u''p; sleep 1000'\n", "up\r\nup\r\n")
 	x.types("\x03", "parent:") // before, what is typed goes to rank 0
 	x.types("echo job: $?\n", "job: 130\r\n")
-	x.keys.WriteString("exit 7\n")
+	// The first process's end takes from a terminal what has not been read.
+	x.types("exit 7\n", "extproc\r\n")
+	x.keys.WriteString("\n")
 	r := x.wait()
 	if r.status != 7 {
 		t.Errorf("status %d after exit 7:\n%s", r.status, x.stdout)
