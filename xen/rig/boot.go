@@ -165,7 +165,7 @@ func (c *Cache) vmlinux(ctx context.Context, k *guest.Kernel) (string, error) {
 	const name = "vmlinux"
 	sum := sha256.Sum256(image)
 	dir, err := c.part(ctx, name, []string{string(sum[:])}, func(dir string) error {
-		elf, err := vmlinux(ctx, image)
+		elf, err := machine.VMLinux(ctx, image)
 		if err != nil {
 			return fmt.Errorf("%s: %w", k.Release, err)
 		}

@@ -57,7 +57,6 @@ func (i *Image) Boot(ctx context.Context, name string) (*Rig, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer theirs.File.Close()
 	r := &Rig{
 		console: filepath.Join(i.dir, name+".console"), port: mine,
 		frames: make(chan frame, 64), done: make(chan struct{}),
@@ -67,7 +66,13 @@ func (i *Image) Boot(ctx context.Context, name string) (*Rig, error) {
 	r.cmd.ExtraFiles = []*os.File{theirs.File}
 	r.cmd.Stderr = &r.stderr
 	r.cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Pdeathsig: syscall.SIGKILL}
-	if err := r.start(); err != nil {
+	fault, err := findFault(program)
+	if err != nil {
+		fault = nil // Mendable has said so to who asked
+	}
+	err = r.start(fault)
+	theirs.File.Close() // or nobody would hear of a QEMU that ended at once
+	if err != nil {
 		mine.Close()
 		return nil, fmt.Errorf("boot %s: %w", name, err)
 	}
@@ -126,13 +131,20 @@ func (i *Image) args(name, console string) []string {
 }
 
 // start starts QEMU on a thread that lives as long as it does: the kernel kills
-// it when that thread ends.
-func (r *Rig) start() error {
+// it when that thread ends. A fault is mended before.
+func (r *Rig) start(f *fault) error {
 	started := make(chan error)
 	go func() {
 		runtime.LockOSThread()
 		defer runtime.UnlockOSThread()
+		r.cmd.SysProcAttr.Ptrace = f != nil
 		err := r.cmd.Start()
+		if err == nil && f != nil {
+			if err = f.mend(r.cmd.Process.Pid, r.cmd.Path); err != nil {
+				r.cmd.Process.Kill()
+				r.cmd.Wait()
+			}
+		}
 		started <- err
 		if err == nil {
 			r.cmd.Wait()

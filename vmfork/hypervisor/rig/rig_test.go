@@ -47,6 +47,7 @@ func TestRig(t *testing.T) {
 	}
 	defer r.Close()
 	t.Logf("booted in %v", time.Since(begin).Round(time.Millisecond))
+	isMended(t, r)
 	into := t.TempDir()
 	run := func(c Command) (string, string, Result, error) {
 		t.Helper()

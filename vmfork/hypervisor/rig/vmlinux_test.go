@@ -40,21 +40,21 @@ func TestVMLinux(t *testing.T) {
 		t.Fatalf("xz: %v (apt-get install xz-utils)", err)
 	}
 	for name, compressed := range map[string][]byte{"gzip": zipped.Bytes(), "zstd": e.EncodeAll(kernel, nil), "xz": xzed} {
-		got, err := vmlinux(t.Context(), bzImage(compressed, len(kernel)))
+		got, err := VMLinux(t.Context(), bzImage(compressed, len(kernel)))
 		if err != nil || !bytes.Equal(got, kernel) {
 			t.Errorf("%s: %d bytes, %v", name, len(got), err)
 		}
-		if _, err := vmlinux(t.Context(), bzImage(compressed, len(kernel)-1)); err == nil {
+		if _, err := VMLinux(t.Context(), bzImage(compressed, len(kernel)-1)); err == nil {
 			t.Errorf("%s: a kernel of the wrong length is taken", name)
 		}
-		if _, err := vmlinux(t.Context(), bzImage(compressed[:len(compressed)/2], len(kernel))); err == nil {
+		if _, err := VMLinux(t.Context(), bzImage(compressed[:len(compressed)/2], len(kernel))); err == nil {
 			t.Errorf("%s: a half of a kernel is taken", name)
 		}
 	}
-	if _, err := vmlinux(t.Context(), bzImage([]byte("LZMA or so, of some length"), 1)); err == nil || !strings.Contains(err.Error(), "neither xz, zstd nor gzip") {
+	if _, err := VMLinux(t.Context(), bzImage([]byte("LZMA or so, of some length"), 1)); err == nil || !strings.Contains(err.Error(), "neither xz, zstd nor gzip") {
 		t.Errorf("of another compression: %v", err)
 	}
-	if _, err := vmlinux(t.Context(), []byte("no kernel")); err == nil {
+	if _, err := VMLinux(t.Context(), []byte("no kernel")); err == nil {
 		t.Error("what is no image is taken")
 	}
 }
