@@ -101,6 +101,13 @@ func TestMachines(t *testing.T) {
 	if strings.Contains(all, "netdev") {
 		t.Errorf("a machine without a tap has a network: %s", all)
 	}
+	// Each has its time from elsewhere.
+	for accel, want := range map[Accel]string{TCG: " tsc=reliable", KVM: " initcall_blacklist=cmos_init"} {
+		line := (&Driver{Accel: accel}).cmdline("own")
+		if !strings.Contains(line, " own") || strings.Contains(line, "tsc=") != (accel == TCG) || !strings.HasSuffix(line, want) {
+			t.Errorf("under %s the kernel is told %q", accel, line)
+		}
+	}
 	if v := d.Version(); !strings.HasPrefix(v, "QEMU 7.2.22 microvm tcg tsc=") {
 		t.Errorf("the version is %q", v)
 	}
