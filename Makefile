@@ -110,7 +110,7 @@ test-whole: check-go $(PRELOADS)
 # neither root nor /dev/kvm. Its coverage goes to bin/kvm.
 test-kvm: deps
 	@mkdir -p bin/kvm
-	MPIRUN_SF_TEST_RESULTS=$(CURDIR)/bin/kvm $(GO) test -count=1 -v -timeout 60m $(RIGS)
+	MPIRUN_SF_TEST_RESULTS=$(CURDIR)/bin/kvm $(GO) test -count=1 -v -timeout 150m $(RIGS)
 
 # The Xen driver's tests, in dom0 of Debian's Xen under QEMU's translator; neither root nor Xen is
 # needed. test-xen-paging has the same Xen with memory paging, which it compiles the first time. ARGS go

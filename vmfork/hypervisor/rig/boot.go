@@ -112,7 +112,11 @@ func (i *Image) args(name, console string) []string {
 		"-device", "virtserialport,chardev=rig,name=" + portName,
 	}
 	if m.OwnTime > 0 {
-		args = append(args, "-icount", fmt.Sprintf("shift=%d,sleep=off", m.OwnTime), "-rtc", "clock=vm")
+		idle := "off"
+		if m.Waits {
+			idle = "on"
+		}
+		args = append(args, "-icount", fmt.Sprintf("shift=%d,sleep=%s", m.OwnTime, idle), "-rtc", "clock=vm")
 	}
 	if u := m.Under; u != nil {
 		kernel := u.Linux

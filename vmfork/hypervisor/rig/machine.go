@@ -40,6 +40,9 @@ type Machine struct {
 	// it is idle: it can be as slow as it likes without finding that a time limit is over. It has one CPU then. 0 is the
 	// host's time.
 	OwnTime int
+	// Waits has what it is idle pass at the host's pace instead of being skipped. Its
+	// disk is the host's, and when a busy host takes long to read, skipping goes far.
+	Waits bool
 }
 
 // Under is a hypervisor that boots by the multiboot protocol and finds Linux

@@ -122,13 +122,17 @@ func TestRigThatFails(t *testing.T) {
 }
 
 // Where clocks count instructions, the time stamp counter has the rate of those and
-// not of the host's.
+// not of the host's, and what is idle passes as it is told to.
 func TestClock(t *testing.T) {
 	for own, want := range map[int]bool{0: false, 1: true} {
 		i := Image{machine: Machine{CPUs: 1, Memory: 512 << 20, OwnTime: own}, image: &guest.Image{}}
 		args := strings.Join(i.args("rig", "/console"), " ")
 		if !strings.Contains(args, "tsc=reliable") || strings.Contains(args, "tsc_early_khz=1000000 ") != want || strings.Contains(args, "-icount shift=1,sleep=off") != want {
 			t.Errorf("with a time of its own %d: %s", own, args)
+		}
+		i.machine.Waits = true
+		if args = strings.Join(i.args("rig", "/console"), " "); strings.Contains(args, ",sleep=on") != want || strings.Contains(args, ",sleep=off") {
+			t.Errorf("with a time of its own %d that waits: %s", own, args)
 		}
 	}
 }
