@@ -1,10 +1,12 @@
 package xen
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 	"time"
 
@@ -51,26 +53,46 @@ func find(t *testing.T) *Driver {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { d.Close() })
+	before := domains(t, d)
+	t.Cleanup(func() {
+		if after := domains(t, d); !slices.Equal(after, before) {
+			t.Errorf("there are the domains %s, and were %s before", after, before)
+		}
+	})
 	return d
 }
 
-// makeGuest makes the guest of the tests: this program as its init.
+// domains are the numbers of those that XenStore has anything of.
+func domains(t *testing.T, d *Driver) []string {
+	t.Helper()
+	numbers, err := d.store.List(context.Background(), "/local/domain")
+	if err != nil {
+		t.Fatal(err)
+	}
+	slices.Sort(numbers)
+	return numbers
+}
+
+// makeGuest makes the guest of the tests. Where the conformance tests' is not compiled, this program is its init.
 func makeGuest(t *testing.T) conformance.Guest {
 	t.Helper()
 	kernel := os.Getenv(envKernel)
 	if kernel == "" {
 		t.Skipf("%s names no kernel of a guest", envKernel)
 	}
-	me, err := os.Executable()
-	if err != nil {
-		t.Fatal(err)
+	program := os.Getenv(conformance.ProgramVariable)
+	if program == "" {
+		var err error
+		if program, err = os.Executable(); err != nil {
+			t.Fatal(err)
+		}
 	}
 	initrd := filepath.Join(t.TempDir(), "initramfs")
 	f, err := os.Create(initrd)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := guest.WriteInitramfs(f, me, &guest.Kernel{}); err != nil {
+	if err := guest.WriteInitramfs(f, program, &guest.Kernel{}); err != nil {
 		t.Fatal(err)
 	}
 	if err := f.Close(); err != nil {
@@ -78,7 +100,7 @@ func makeGuest(t *testing.T) conformance.Guest {
 	}
 	return conformance.Guest{
 		Kernel:    hypervisor.Kernel{Image: kernel, Initrd: initrd, Cmdline: "mitigations=off"}, // which would be exits to Xen
-		Shape:     hypervisor.Shape{VCPUs: 1, Memory: 192 << 20},
+		Shape:     hypervisor.Shape{VCPUs: 1, Memory: 128 << 20},
 		BootLimit: bootLimit,
 	}
 }

@@ -3,20 +3,17 @@ package conformance
 import (
 	"bytes"
 	"context"
-	"crypto/sha256"
 	"errors"
 	"fmt"
+	"hash/maphash"
 	"io"
 	"net"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
 	"testing"
 	"time"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/mpirun-sf/mpirun-sf/vmfork/hypervisor"
 	"github.com/mpirun-sf/mpirun-sf/vmfork/hypervisor/conformance/counter"
@@ -34,7 +31,7 @@ func Run(t *testing.T, d hypervisor.Driver, g Guest) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
-	s := &suite{d: d, g: g, dir: dir}
+	s := &suite{d: d, g: g, dir: dir, seed: maphash.MakeSeed()}
 	name, version := d.Name(), d.Version()
 	if name == "" || version == "" || d.Version() != version {
 		t.Errorf("the driver calls itself %q, version %q, and then %q", name, version, d.Version())
@@ -63,9 +60,10 @@ func Run(t *testing.T, d hypervisor.Driver, g Guest) {
 }
 
 type suite struct {
-	d   hypervisor.Driver
-	g   Guest
-	dir string
+	d    hypervisor.Driver
+	g    Guest
+	dir  string
+	seed maphash.Seed // of sums
 
 	state  []byte // of the suspended guest
 	memory string // its RAM file
@@ -87,11 +85,13 @@ func (s *suite) describe(t *testing.T) {
 	}
 }
 
-// machine is a machine and the host's end of its port.
-type machine struct {
+// Machine is a machine, the host's end of its port, and who hears it.
+type Machine struct {
 	hypervisor.VM
 	cfg     hypervisor.Config
 	channel net.Conn
+	*ear
+	begin count // the first that was heard of a clone
 }
 
 // config has a port of its own, which ends with the test.
@@ -108,71 +108,9 @@ func (s *suite) config(t *testing.T, name, memory string) (hypervisor.Config, ne
 	}, channel
 }
 
-// emptyMemory makes a RAM file.
-func (s *suite) emptyMemory(t *testing.T, name string) string {
-	t.Helper()
-	path := filepath.Join(s.dir, name+".memory")
-	f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_RDWR, 0o600)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.Close()
-	if err := f.Truncate(s.g.Shape.Memory); err != nil {
-		t.Fatal(err)
-	}
-	return path
-}
-
-// copyMemory makes a sparse copy of the guest's RAM file.
-func (s *suite) copyMemory(t *testing.T, name string) string {
-	t.Helper()
-	path := s.emptyMemory(t, name)
-	out, err := os.OpenFile(path, os.O_RDWR, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer out.Close()
-	s.content(t, func(block []byte, at int64) {
-		if _, err := out.WriteAt(block, at); err != nil {
-			t.Fatal(err)
-		}
-	})
-	return path
-}
-
-// content passes on what of the guest's RAM file is not zero, in order. Most is
-// holes, which it does not look at: the suite runs where processors are slow.
-func (s *suite) content(t *testing.T, pass func(block []byte, at int64)) {
-	t.Helper()
-	in, err := os.Open(s.memory)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer in.Close()
-	block, zeros := make([]byte, 64<<10), make([]byte, 64<<10)
-	for at := int64(0); ; {
-		at, err = unix.Seek(int(in.Fd()), at, unix.SEEK_DATA)
-		if errors.Is(err, unix.ENXIO) {
-			return
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
-		at -= at % int64(len(block))
-		n, err := in.ReadAt(block, at)
-		if err != nil && err != io.EOF {
-			t.Fatal(err)
-		}
-		if !bytes.Equal(block[:n], zeros[:n]) {
-			pass(block[:n], at)
-		}
-		at += int64(n)
-	}
-}
-
 // prepare prepares a machine over a copy of the guest's RAM, or empty RAM
 // before there is any. It ends with the test.
-func (s *suite) prepare(t *testing.T, name string) *machine {
+func (s *suite) prepare(t *testing.T, name string) *Machine {
 	t.Helper()
 	memory := ""
 	if s.memory == "" {
@@ -187,7 +125,7 @@ func (s *suite) prepare(t *testing.T, name string) *machine {
 		t.Fatal(err)
 	}
 	t.Cleanup(vm.Kill)
-	return &machine{vm, cfg, channel}
+	return &Machine{VM: vm, cfg: cfg, channel: channel, ear: listen(channel)}
 }
 
 func (s *suite) bootAndSuspend(t *testing.T) {
@@ -244,24 +182,11 @@ func (s *suite) bootAndSuspend(t *testing.T) {
 	}
 }
 
-func (s *suite) sum(t *testing.T) [32]byte {
-	t.Helper()
-	h := sha256.New()
-	s.content(t, func(block []byte, at int64) {
-		fmt.Fprintln(h, at)
-		h.Write(block)
-	})
-	return [32]byte(h.Sum(nil))
-}
-
 func (s *suite) restore(t *testing.T) {
 	sum := s.sum(t)
-	var vms []*machine
-	var ears []*ear
+	var vms []*Machine
 	for i := range 3 {
-		vm := s.prepare(t, fmt.Sprintf("clone-%d", i+1))
-		vms = append(vms, vm)
-		ears = append(ears, listen(vm.channel))
+		vms = append(vms, s.prepare(t, fmt.Sprintf("clone-%d", i+1)))
 	}
 	var wg sync.WaitGroup
 	for i, vm := range vms {
@@ -279,7 +204,7 @@ func (s *suite) restore(t *testing.T) {
 	}
 	last := make([]count, len(vms))
 	for i := range vms {
-		first := ears[i].next(t, soon)
+		first := vms[i].next(t, soon)
 		if first.who != s.last.who || first.n != s.last.n+1 || !first.whole {
 			t.Errorf("clone %d began with %v after the guest's %v", i+1, first, s.last)
 		}
@@ -294,7 +219,7 @@ func (s *suite) restore(t *testing.T) {
 	}
 	for i := 1; i < len(vms); i++ {
 		for range 10 {
-			next := ears[i].next(t, soon)
+			next := vms[i].next(t, soon)
 			if next.who != last[i].who || next.n != last[i].n+1 || !next.whole {
 				t.Errorf("clone %d said %v after %v", i+1, next, last[i])
 			}
@@ -348,7 +273,7 @@ func (s *suite) die(t *testing.T, letter string) {
 	if err := vm.Restore(limit(t, soon), s.state); err != nil {
 		t.Fatal(err)
 	}
-	listen(vm.channel).next(t, soon)
+	vm.next(t, soon)
 	select {
 	case <-vm.Done():
 		t.Fatal("it is gone already")
@@ -413,42 +338,4 @@ func limit(t *testing.T, d time.Duration) context.Context {
 	ctx, cancel := context.WithTimeout(t.Context(), d)
 	t.Cleanup(cancel)
 	return ctx
-}
-
-// openFiles are this process's descriptors, as what they are open on.
-func openFiles(t *testing.T) (files []string) {
-	t.Helper()
-	links, err := filepath.Glob("/proc/self/fd/*")
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, l := range links {
-		if to, err := os.Readlink(l); err == nil && !strings.HasPrefix(to, "/proc/") {
-			files = append(files, filepath.Base(l)+" "+to)
-		}
-	}
-	return files
-}
-
-// childProcesses are this process's children, as /proc/PID/stat begins.
-func childProcesses(t *testing.T) (children []string) {
-	t.Helper()
-	stats, err := filepath.Glob("/proc/[0-9]*/stat")
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, f := range stats {
-		b, _ := os.ReadFile(f)
-		if i := bytes.LastIndexByte(b, ')'); i > 0 {
-			if fields := strings.Fields(string(b[i+1:])); len(fields) > 1 && fields[1] == fmt.Sprint(os.Getpid()) {
-				children = append(children, string(b[:i+1]))
-			}
-		}
-	}
-	return children
-}
-
-// minus is what is in a and not in b.
-func minus(a, b []string) []string {
-	return slices.DeleteFunc(a, func(s string) bool { return slices.Contains(b, s) })
 }

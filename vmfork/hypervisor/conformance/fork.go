@@ -14,8 +14,7 @@ func (s *suite) forkAgain(t *testing.T) {
 	if err := first.Restore(limit(t, soon), s.state); err != nil {
 		t.Fatal(err)
 	}
-	heard := listen(first.channel)
-	last := heard.next(t, soon)
+	last := first.next(t, soon)
 	goesOn := func(who string, e *ear) {
 		t.Helper()
 		for range 5 {
@@ -26,7 +25,7 @@ func (s *suite) forkAgain(t *testing.T) {
 			last = next
 		}
 	}
-	goesOn("the clone", heard)
+	goesOn("the clone", first.ear)
 	// Suspended in vain.
 	if _, err := first.Suspend(limit(t, soon)); err != nil {
 		t.Fatal(err)
@@ -34,13 +33,13 @@ func (s *suite) forkAgain(t *testing.T) {
 	if err := first.Resume(limit(t, soon)); err != nil {
 		t.Fatal(err)
 	}
-	goesOn("resumed, the clone", heard)
+	goesOn("resumed, the clone", first.ear)
 
 	state, err := first.Suspend(limit(t, soon))
 	if err != nil {
 		t.Fatal(err)
 	}
-	last = heard.drain(last)
+	last = first.drain(last)
 	pages, ram, err := first.Dirtied(limit(t, soon))
 	if err != nil {
 		t.Fatal(err)
@@ -91,7 +90,7 @@ func (s *suite) forkAgain(t *testing.T) {
 		}
 	}
 	at := last
-	goesOn("in its second life, the clone", heard)
+	goesOn("in its second life, the clone", first.ear)
 	e := listen(channel)
 	begin := e.next(t, soon)
 	if begin.who != at.who || begin.n != at.n+1 || !begin.whole {

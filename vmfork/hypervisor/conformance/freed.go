@@ -1,16 +1,12 @@
 package conformance
 
 import (
-	"bytes"
-	"fmt"
-	"os"
 	"testing"
 	"time"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/mpirun-sf/mpirun-sf/vmfork/hypervisor/conformance/counter"
-	"github.com/mpirun-sf/mpirun-sf/vmfork/slice"
 )
 
 // most is so much of what a guest has freed as must be reported: of the rest the
@@ -18,73 +14,64 @@ import (
 const most = counter.Taken * 3 / 4
 
 // used is how much the guest's RAM file has of its file system, in bytes.
-func (s *memorySuite) used(t *testing.T) int64 {
+func (p *Parent) used(t *testing.T) int64 {
 	t.Helper()
 	var is unix.Stat_t
-	if err := unix.Stat(s.memory, &is); err != nil {
+	if err := unix.Stat(p.memory, &is); err != nil {
 		t.Fatal(err)
 	}
 	return is.Blocks * 512
 }
 
 // reports: what a guest takes is in its RAM file, and what it frees is not any more.
-func (s *memorySuite) reports(t *testing.T, vm *machine, heard *ear) {
+func (p *Parent) reports(t *testing.T, m *Machine) {
 	t.Helper()
 	// What the boot has freed is reported first.
-	before := s.settled(t, s.used)
-	vm.order(t, "t")
-	heard.obeyed(t, 1, soon)
-	taken := s.used(t)
+	before := p.settled(t, p.used)
+	m.Order(t, "t")
+	m.obeyed(t, 1, soon)
+	taken := p.used(t)
 	if taken < before+counter.Taken {
 		t.Errorf("the RAM file has %d KB, and %d when the guest has taken %d", before>>10, taken>>10, counter.Taken>>10)
 	}
 	begin := time.Now()
-	vm.order(t, "f")
-	if c := heard.obeyed(t, 2, soon); !c.whole {
-		t.Errorf("after it freed some, the guest's memory is %v", c)
+	m.Order(t, "f")
+	if p.last = m.obeyed(t, 2, soon); !p.last.whole {
+		t.Errorf("after it freed some, the guest's memory is %v", p.last)
 	}
-	s.falls(t, taken, s.used)
-	t.Logf("of %d KB that were %d before, %d are left after %v", taken>>10, before>>10, s.used(t)>>10, time.Since(begin).Round(time.Millisecond))
+	p.falls(t, taken, p.used)
+	t.Logf("of %d KB that were %d before, %d are left after %v", taken>>10, before>>10, p.used(t)>>10, time.Since(begin).Round(time.Millisecond))
 }
 
 // freed: what a guest had freed is not fetched when its clone takes it, and what the
 // clone frees is not its own any more.
-func (s *memorySuite) freed(t *testing.T) {
-	tap := s.mount(t)
-	im, err := slice.NewImage(s.image)
-	if err != nil {
-		t.Fatal(err)
-	}
-	path, err := tap.AddMemory("memory", im)
-	if err != nil {
-		t.Fatal(err)
-	}
-	vm, heard := s.clone(t, "clone-1", path)
-	heard.next(t, soon)
-	own := func(t *testing.T) int64 { return privateMemory(t, vm.PID()) }
-	before, fetched := own(t), tap.Counters("memory").BytesFetched
-	vm.order(t, "t")
-	heard.obeyed(t, s.last.obeyed+1, soon)
+func (p *Parent) freed(t *testing.T) {
+	tap, path := p.Near(t)
+	m := p.Clone(t, "clone-1", path)
+	own := func(t *testing.T) int64 { return p.traits.Own(t, m.VM) }
+	before, fetched := own(t), tap.Counters(file).BytesFetched
+	m.Order(t, "t")
+	m.obeyed(t, p.last.obeyed+1, soon)
 	taken := own(t)
 	if taken < before+most {
 		t.Errorf("a clone that has taken %d KB has %d of its own, and had %d", counter.Taken>>10, taken>>10, before>>10)
 	}
-	if more := tap.Counters("memory").BytesFetched - fetched; more > counter.Taken/2 {
+	if more := tap.Counters(file).BytesFetched - fetched; more > counter.Taken/2 {
 		t.Errorf("%d KB were fetched for what nobody had", more>>10)
 	} else {
 		t.Logf("%d KB were fetched for %d", more>>10, counter.Taken>>10)
 	}
-	vm.order(t, "f")
-	heard.obeyed(t, s.last.obeyed+2, soon)
-	s.falls(t, taken, own)
-	vm.order(t, "c")
-	if c := heard.obeyed(t, s.last.obeyed+3, soon); !c.whole {
+	m.Order(t, "f")
+	m.obeyed(t, p.last.obeyed+2, soon)
+	p.falls(t, taken, own)
+	m.Order(t, "c")
+	if c := m.obeyed(t, p.last.obeyed+3, soon); !c.whole {
 		t.Errorf("after it freed some, a clone's memory is %v", c)
 	}
-	if _, err := vm.Suspend(limit(t, soon)); err != nil {
+	if _, err := m.Suspend(limit(t, soon)); err != nil {
 		t.Fatal(err)
 	}
-	pages, _, err := vm.Dirtied(limit(t, soon))
+	pages, _, err := m.Dirtied(limit(t, soon))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -93,14 +80,14 @@ func (s *memorySuite) freed(t *testing.T) {
 	} else {
 		t.Logf("%d KB are its own", n>>10)
 	}
-	c := tap.Counters("memory")
+	c := tap.Counters(file)
 	if c.Punches == 0 || c.Errors != 0 {
-		t.Errorf("memtap has heard of %d holes, %d errors (%v)", c.Punches, c.Errors, tap.Err("memory"))
+		t.Errorf("memtap has heard of %d holes, %d errors (%v)", c.Punches, c.Errors, tap.Err(file))
 	}
 }
 
 // falls waits until of what was taken most is gone.
-func (s *memorySuite) falls(t *testing.T, taken int64, now func(*testing.T) int64) {
+func (p *Parent) falls(t *testing.T, taken int64, now func(*testing.T) int64) {
 	t.Helper()
 	for end := time.Now().Add(soon); now(t) > taken-most; time.Sleep(50 * time.Millisecond) {
 		if time.Now().After(end) {
@@ -111,7 +98,7 @@ func (s *memorySuite) falls(t *testing.T, taken int64, now func(*testing.T) int6
 
 // settled waits until what is measured has not changed for as long as Linux takes to
 // report.
-func (s *memorySuite) settled(t *testing.T, now func(*testing.T) int64) int64 {
+func (p *Parent) settled(t *testing.T, now func(*testing.T) int64) int64 {
 	t.Helper()
 	is, since := now(t), time.Now()
 	for end := time.Now().Add(soon); time.Since(since) < 2500*time.Millisecond; time.Sleep(50 * time.Millisecond) {
@@ -123,19 +110,4 @@ func (s *memorySuite) settled(t *testing.T, now func(*testing.T) int64) int64 {
 		}
 	}
 	return is
-}
-
-// privateMemory is a process's memory that is no file's, in bytes (proc(5)).
-func privateMemory(t *testing.T, pid int) int64 {
-	t.Helper()
-	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
-	if err != nil {
-		t.Fatal(err)
-	}
-	var kb int64
-	_, after, _ := bytes.Cut(status, []byte("RssAnon:"))
-	if _, err := fmt.Sscan(string(after), &kb); err != nil {
-		t.Fatalf("process %d does not say what memory it has: %v", pid, err)
-	}
-	return kb << 10
 }

@@ -239,6 +239,9 @@ func (r *Rig) kill() {
 	r.port.Close()
 }
 
+// PID is QEMU's.
+func (r *Rig) PID() int { return r.cmd.Process.Pid }
+
 // Console is what the machine's kernel has printed.
 func (r *Rig) Console() string {
 	b, err := os.ReadFile(r.console)

@@ -21,7 +21,9 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/mpirun-sf/mpirun-sf/vmfork/hypervisor/conformance"
 	machine "github.com/mpirun-sf/mpirun-sf/vmfork/hypervisor/rig"
+	"github.com/mpirun-sf/mpirun-sf/vmfork/metrics"
 	"github.com/mpirun-sf/mpirun-sf/xen/rig"
 )
 
@@ -117,6 +119,7 @@ func run(ctx context.Context, o options) error {
 			return err
 		}
 		with = append(with, b.dir)
+		fmt.Fprintf(os.Stderr, "testxen: compiled after %.0f s\n", time.Since(begin).Seconds())
 	}
 	r, err := rig.Start(ctx, cache, dir, rig.Options{Flavour: o.flavour, With: with, CPUs: o.cpus, HostTime: o.hostTime || o.cpus > 1})
 	if err != nil {
@@ -133,8 +136,9 @@ func run(ctx context.Context, o options) error {
 	gctx, cancel := context.WithTimeoutCause(context.WithoutCancel(ctx), time.Minute, errors.New("the rig had not given its logs after a minute"))
 	defer cancel()
 	err = errors.Join(err, gather(gctx, r, o))
-	err = errors.Join(err, r.Close())
-	fmt.Fprintf(os.Stderr, "testxen: %.0f s in all; logs are in %s\n", time.Since(begin).Seconds(), o.out)
+	used, uerr := metrics.ReadProcess(r.PID())
+	err = errors.Join(err, uerr, r.Close())
+	fmt.Fprintf(os.Stderr, "testxen: %.0f s in all, of which the rig had %.0f s of a processor; logs are in %s\n", time.Since(begin).Seconds(), used.CPU.Seconds(), o.out)
 	return err
 }
 
@@ -152,8 +156,9 @@ func test(ctx context.Context, r *rig.Rig, o options, b *bundle) error {
 		return errors.Join(err, fmt.Errorf("mkdir %s ended with status %d", coverDir, res.Status))
 	}
 	var failed []string
+	env := append([]string{conformance.ProgramVariable + "=" + b.guest()}, r.Env...)
 	for _, s := range b.suites {
-		ok, err := s.run(ctx, r, o)
+		ok, err := s.run(ctx, r, o, env)
 		if err != nil {
 			return err
 		}
@@ -181,7 +186,7 @@ func test(ctx context.Context, r *rig.Rig, o options, b *bundle) error {
 }
 
 // run runs one suite in the rig. The error is the rig's.
-func (s *suite) run(ctx context.Context, r *rig.Rig, o options) (ok bool, err error) {
+func (s *suite) run(ctx context.Context, r *rig.Rig, o options, env []string) (ok bool, err error) {
 	log, err := os.Create(filepath.Join(o.out, strings.ReplaceAll(s.name, "/", "-")+".log"))
 	if err != nil {
 		return false, err
@@ -202,12 +207,20 @@ func (s *suite) run(ctx context.Context, r *rig.Rig, o options) (ok bool, err er
 	// The binary's own limit comes first, and tells where it hangs.
 	rctx, cancel := context.WithTimeoutCause(ctx, o.limit+30*time.Second, fmt.Errorf("the tests of %s had no end after %v", s.name, o.limit))
 	defer cancel()
-	res, err := r.Run(rctx, machine.Command{Args: args, Dir: s.dir, Env: r.Env}, read, read, o.out)
+	before, err := metrics.ReadProcess(r.PID())
+	if err != nil {
+		return false, err
+	}
+	res, err := r.Run(rctx, machine.Command{Args: args, Dir: s.dir, Env: env}, read, read, o.out)
 	report, rerr := read.end()
 	if err = errors.Join(err, rerr); err != nil {
 		return false, err
 	}
-	ok, report.took = res.Status == 0, res.Took
+	after, err := metrics.ReadProcess(r.PID())
+	if err != nil {
+		return false, err
+	}
+	ok, report.took, report.cost = res.Status == 0, res.Took, after.CPU-before.CPU
 	fmt.Println(report.line(s.name, ok))
 	if !ok && !o.verbose {
 		said, err := os.ReadFile(log.Name())

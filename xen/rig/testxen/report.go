@@ -24,7 +24,8 @@ type report struct {
 	passed  int
 	skipped []string // "TestX: its reason"
 	failed  []string // names
-	took    time.Duration
+	took    time.Duration // by the rig's clock
+	cost    time.Duration // of this machine's processors
 }
 
 // A reader reads a test binary's output while it comes.
@@ -109,7 +110,7 @@ func (r *report) line(name string, ok bool) string {
 	if !ok {
 		word = "FAIL"
 	}
-	text := fmt.Sprintf("%s\t%s\t%.1fs\t%d passed", word, name, r.took.Seconds(), r.passed)
+	text := fmt.Sprintf("%s\t%s\t%.1fs (%.0f s of a processor)\t%d passed", word, name, r.took.Seconds(), r.cost.Seconds(), r.passed)
 	if len(r.skipped) > 0 {
 		text += fmt.Sprintf(", %d skipped", len(r.skipped))
 	}

@@ -8,6 +8,8 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+
+	"github.com/mpirun-sf/mpirun-sf/vmfork/hypervisor/conformance"
 )
 
 // module is this project's.
@@ -23,11 +25,14 @@ type suite struct {
 	dir    string // path of the folder it runs in: a copy of the package's
 }
 
-// A bundle is all suites, in a folder that goes into the rig.
+// A bundle is all suites, and the guest of the driver's, in a folder that goes into the rig.
 type bundle struct {
 	dir    string
 	suites []suite
 }
+
+// guest is the path of the program that the driver's tests have guests run.
+func (b *bundle) guest() string { return filepath.Join(b.dir, "guest") }
 
 // compile makes test binaries of the packages below dir, and copies their folders, which hold what tests read.
 func compile(ctx context.Context, dir string, patterns []string, covered string) (*bundle, error) {
@@ -38,26 +43,38 @@ func compile(ctx context.Context, dir string, patterns []string, covered string)
 		return nil, fmt.Errorf("list packages: %w", err)
 	}
 	b := &bundle{dir: filepath.Join(dir, "tests")}
+	bin := filepath.Join(b.dir, "bin") + "/"
+	if err := os.MkdirAll(bin, 0o755); err != nil {
+		return nil, err
+	}
+	var packages []string
 	for line := range strings.Lines(string(out)) {
 		path, from, ok := strings.Cut(strings.TrimSpace(line), " ")
 		if !ok || path == rigPackage {
 			continue
 		}
 		s := suite{name: strings.TrimPrefix(path, module)}
-		s.binary = filepath.Join(b.dir, "bin", strings.ReplaceAll(s.name, "/", "-")+".test")
+		s.binary = bin + filepath.Base(path) + ".test"
 		s.dir = filepath.Join(b.dir, "src", s.name)
-		test := exec.CommandContext(ctx, "go", "test", "-c", "-trimpath", "-cover", "-coverpkg", covered, "-o", s.binary, path)
-		test.Env = append(os.Environ(), "CGO_ENABLED=0")
-		if out, err := test.CombinedOutput(); err != nil {
-			return nil, fmt.Errorf("compile the tests of %s: %w\n%s", s.name, err, out)
-		}
 		if err := copyFolder(s.dir, from); err != nil {
 			return nil, fmt.Errorf("copy the folder of %s: %w", s.name, err)
 		}
 		b.suites = append(b.suites, s)
+		packages = append(packages, path)
 	}
 	if len(b.suites) == 0 {
 		return nil, fmt.Errorf("no package of %s has tests", strings.Join(patterns, " "))
+	}
+	// One command, which compiles a package that several are tested with once, and as many side by side as there are processors.
+	for what, args := range map[string][]string{
+		"the tests":        append([]string{"test", "-c", "-trimpath", "-cover", "-coverpkg", covered, "-o", bin}, packages...),
+		"the tests' guest": {"build", "-trimpath", "-o", b.guest(), conformance.Program},
+	} {
+		build := exec.CommandContext(ctx, "go", args...)
+		build.Env = append(os.Environ(), "CGO_ENABLED=0")
+		if out, err := build.CombinedOutput(); err != nil {
+			return nil, fmt.Errorf("compile %s: %w\n%s", what, err, out)
+		}
 	}
 	return b, nil
 }

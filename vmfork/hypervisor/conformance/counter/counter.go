@@ -8,6 +8,8 @@
 // them written, and f frees them; and it ends by o for off, r for restart, p for a
 // kernel that panics.
 //
+// Where there are several processors, each line is written on the next.
+//
 // It is a package, so that a program of tests can be its own guest where there is no
 // compiler.
 package counter
@@ -16,6 +18,7 @@ import (
 	"crypto/rand"
 	"fmt"
 	"os"
+	"runtime"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -96,7 +99,16 @@ func run() error {
 			}
 		}
 	}()
+	processors := runtime.NumCPU()
+	runtime.LockOSThread()
 	for n := 0; ; n++ {
+		if processors > 1 {
+			var next unix.CPUSet
+			next.Set(n % processors)
+			if err := unix.SchedSetaffinity(0, &next); err != nil {
+				return fmt.Errorf("count on processor %d: %w", n%processors, err)
+			}
+		}
 		state := "whole"
 		if damaged.Load() || !warm.whole() {
 			state = "damaged"
