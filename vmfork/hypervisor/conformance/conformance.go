@@ -39,7 +39,7 @@ func Run(t *testing.T, d hypervisor.Driver, g Guest) {
 	t.Logf("%s, %s", name, version)
 	s.describe(t)
 	// What a driver keeps for good is there after its first machine.
-	s.prepare(t, "first").Kill()
+	s.prepareOver(t, "first", s.emptyMemory(t, "first")).Kill()
 	files, children := openFiles(t), childProcesses(t)
 	if !t.Run("boot and suspend", s.bootAndSuspend) {
 		return
@@ -108,16 +108,15 @@ func (s *suite) config(t *testing.T, name, memory string) (hypervisor.Config, ne
 	}, channel
 }
 
-// prepare prepares a machine over a copy of the guest's RAM, or empty RAM
-// before there is any. It ends with the test.
+// prepare prepares a machine over a copy of the guest's RAM. It ends with the test.
 func (s *suite) prepare(t *testing.T, name string) *Machine {
 	t.Helper()
-	memory := ""
-	if s.memory == "" {
-		memory = s.emptyMemory(t, name)
-	} else {
-		memory = s.copyMemory(t, name)
-	}
+	return s.prepareOver(t, name, s.copyMemory(t, name))
+}
+
+// prepareOver prepares a machine over a RAM file. Both end with the test.
+func (s *suite) prepareOver(t *testing.T, name, memory string) *Machine {
+	t.Helper()
 	t.Cleanup(func() { os.Remove(memory) })
 	cfg, channel := s.config(t, name, memory)
 	vm, err := s.d.Prepare(limit(t, soon), cfg)
@@ -131,13 +130,16 @@ func (s *suite) prepare(t *testing.T, name string) *Machine {
 func (s *suite) bootAndSuspend(t *testing.T) {
 	s.memory = s.emptyMemory(t, "parent")
 	cfg, channel := s.config(t, "parent", s.memory)
+	step := steps(t)
 	vm, err := s.d.Boot(limit(t, s.g.BootLimit), cfg, s.g.Kernel)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer vm.Kill()
+	step("started")
 	ear := listen(channel)
 	s.last = ear.next(t, s.g.BootLimit)
+	step("heard")
 	for range 5 {
 		next := ear.next(t, soon)
 		if next.who != s.last.who || next.n != s.last.n+1 || !next.whole {
@@ -149,9 +151,11 @@ func (s *suite) bootAndSuspend(t *testing.T) {
 	if err != nil || before <= 0 {
 		t.Errorf("it has used %v of processor time (%v)", before, err)
 	}
+	step("counted")
 	if s.state, err = vm.Suspend(limit(t, soon)); err != nil {
 		t.Fatal(err)
 	}
+	step("suspended")
 	if len(s.state) == 0 {
 		t.Fatal("the device state is empty")
 	}
@@ -168,9 +172,11 @@ func (s *suite) bootAndSuspend(t *testing.T) {
 	if vm.Err() != nil {
 		t.Errorf("a suspended machine is gone: %v", vm.Err())
 	}
+	step("summed up")
 	vm.Kill()
 	vm.Kill()
 	isGone(t, vm)
+	step("killed")
 	if vm.Err() != nil {
 		t.Errorf("a killed machine ended with %v", vm.Err())
 	}
@@ -183,22 +189,24 @@ func (s *suite) bootAndSuspend(t *testing.T) {
 }
 
 func (s *suite) restore(t *testing.T) {
+	step := steps(t)
 	sum := s.sum(t)
+	step("summed up")
 	var vms []*Machine
 	for i := range 3 {
 		vms = append(vms, s.prepare(t, fmt.Sprintf("clone-%d", i+1)))
 	}
+	step("prepared")
 	var wg sync.WaitGroup
 	for i, vm := range vms {
 		wg.Go(func() {
-			begin := time.Now()
 			if err := vm.Restore(limit(t, soon), s.state); err != nil {
 				t.Errorf("clone %d: %v", i+1, err)
 			}
-			t.Logf("clone %d restored in %v", i+1, time.Since(begin).Round(time.Millisecond))
 		})
 	}
 	wg.Wait()
+	step("restored")
 	if t.Failed() {
 		return
 	}
@@ -210,6 +218,7 @@ func (s *suite) restore(t *testing.T) {
 		}
 		last[i] = first
 	}
+	step("heard")
 	// One ends; the others go on.
 	vms[0].Kill()
 	vms[0].Kill()
@@ -229,12 +238,16 @@ func (s *suite) restore(t *testing.T) {
 			t.Errorf("clone %d: %v", i+1, err)
 		}
 	}
+	step("counted")
 	if s.sum(t) != sum {
 		t.Error("clones change the RAM that they were made of")
 	}
+	step("summed up")
 }
 
 func (s *suite) badState(t *testing.T) {
+	memory := s.copyMemory(t, "bad") // one will do: none of them runs
+	defer os.Remove(memory)
 	noise := bytes.Repeat([]byte("this is no device state\n"), 1000)
 	for name, state := range map[string][]byte{
 		"nothing": nil,
@@ -243,8 +256,13 @@ func (s *suite) badState(t *testing.T) {
 		"a start": s.state[:8],
 	} {
 		t.Run(name, func(t *testing.T) {
-			vm := s.prepare(t, "bad")
-			err := vm.Restore(limit(t, soon), state)
+			cfg, _ := s.config(t, "bad", memory)
+			vm, err := s.d.Prepare(limit(t, soon), cfg)
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(vm.Kill)
+			err = vm.Restore(limit(t, soon), state)
 			if err == nil {
 				t.Fatal("it loads")
 			}
@@ -299,7 +317,6 @@ func (s *suite) contexts(t *testing.T) {
 	over, cancel := context.WithCancel(t.Context())
 	cancel()
 	memory := s.copyMemory(t, "late")
-	defer os.Remove(memory)
 	cfg, _ := s.config(t, "late", memory)
 	if vm, err := s.d.Prepare(over, cfg); err == nil {
 		vm.Kill()
@@ -307,7 +324,7 @@ func (s *suite) contexts(t *testing.T) {
 	} else if !errors.Is(err, context.Canceled) {
 		t.Errorf("the error is %v", err)
 	}
-	vm := s.prepare(t, "waiting")
+	vm := s.prepareOver(t, "waiting", memory)
 	if err := vm.Restore(over, s.state); !errors.Is(err, context.Canceled) {
 		t.Errorf("a machine was restored in a context that is over: %v", err)
 	}
@@ -331,6 +348,17 @@ func isGone(t *testing.T, vm hypervisor.VM) {
 	case <-vm.Done():
 	case <-time.After(soon):
 		t.Fatalf("waited %v for a machine to be gone", soon)
+	}
+}
+
+// steps begins to measure the steps of a test, each from the end of the last: where
+// processors are slow, one wants to know which they are.
+func steps(t *testing.T) (step func(what string)) {
+	last := time.Now()
+	return func(what string) {
+		now := time.Now()
+		t.Logf("%s in %v", what, now.Sub(last).Round(time.Millisecond))
+		last = now
 	}
 }
 

@@ -10,11 +10,14 @@ import (
 // forkAgain: a clone is suspended in its turn, and goes on in a successor with
 // the same port, and so does a clone of the clone.
 func (s *suite) forkAgain(t *testing.T) {
+	step := steps(t)
 	first := s.prepare(t, "first-life")
+	step("prepared")
 	if err := first.Restore(limit(t, soon), s.state); err != nil {
 		t.Fatal(err)
 	}
 	last := first.next(t, soon)
+	step("restored and heard")
 	goesOn := func(who string, e *ear) {
 		t.Helper()
 		for range 5 {
@@ -26,6 +29,7 @@ func (s *suite) forkAgain(t *testing.T) {
 		}
 	}
 	goesOn("the clone", first.ear)
+	step("counted")
 	// Suspended in vain.
 	if _, err := first.Suspend(limit(t, soon)); err != nil {
 		t.Fatal(err)
@@ -34,12 +38,14 @@ func (s *suite) forkAgain(t *testing.T) {
 		t.Fatal(err)
 	}
 	goesOn("resumed, the clone", first.ear)
+	step("suspended, resumed and counted")
 
 	state, err := first.Suspend(limit(t, soon))
 	if err != nil {
 		t.Fatal(err)
 	}
 	last = first.drain(last)
+	step("suspended")
 	pages, ram, err := first.Dirtied(limit(t, soon))
 	if err != nil {
 		t.Fatal(err)
@@ -67,6 +73,7 @@ func (s *suite) forkAgain(t *testing.T) {
 		}
 		f.Close()
 	}
+	step("copied twice")
 	first.Kill()
 	if _, err := ram.ReadAt(make([]byte, 4096), 0); err == nil {
 		t.Error("the RAM of a machine that is gone can be read")
@@ -89,13 +96,15 @@ func (s *suite) forkAgain(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	step("two restored")
 	at := last
 	goesOn("in its second life, the clone", first.ear)
 	e := listen(channel)
-	begin := e.next(t, soon)
-	if begin.who != at.who || begin.n != at.n+1 || !begin.whole {
-		t.Errorf("the clone's clone began with %v after the clone's %v", begin, at)
+	opening := e.next(t, soon)
+	if opening.who != at.who || opening.n != at.n+1 || !opening.whole {
+		t.Errorf("the clone's clone began with %v after the clone's %v", opening, at)
 	}
-	last = begin
+	last = opening
 	goesOn("the clone's clone", e)
+	step("counted")
 }

@@ -61,6 +61,7 @@ func (p *Parent) freeze(t *testing.T) {
 	t.Helper()
 	p.memory = p.emptyMemory(t, "parent")
 	cfg, channel := p.config(t, "parent", p.memory)
+	step := steps(t)
 	vm, err := p.d.Boot(limit(t, p.g.BootLimit), cfg, p.g.Kernel)
 	if err != nil {
 		t.Fatal(err)
@@ -68,12 +69,15 @@ func (p *Parent) freeze(t *testing.T) {
 	defer vm.Kill()
 	m := &Machine{VM: vm, cfg: cfg, channel: channel, ear: listen(channel)}
 	p.last = m.next(t, p.g.BootLimit)
+	step("booted")
 	if p.traits.Own != nil {
 		p.reports(t, m)
+		step("reported")
 	}
 	if p.state, err = vm.Suspend(limit(t, soon)); err != nil {
 		t.Fatal(err)
 	}
+	step("suspended")
 	p.last = m.drain(p.last)
 	vm.Kill()
 	used := p.used(t)
@@ -83,6 +87,7 @@ func (p *Parent) freeze(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { p.image.Close() })
+	step("sealed")
 	t.Logf("%+v", stats)
 	if stored := stats.Stored * slice.BlockSize; stored > used {
 		t.Errorf("the image has %d KB, the guest's file had %d", stored>>10, used>>10)
@@ -182,8 +187,10 @@ func (m *Machine) Order(t *testing.T, letter string) {
 
 func (p *Parent) faults(t *testing.T) {
 	tap, path := p.Near(t)
+	step := steps(t)
 	one := p.Clone(t, "clone-1", path)
 	two := p.Clone(t, "clone-2", path)
+	step("two restored")
 	for _, m := range []*Machine{one, two} {
 		for at, i := m.begin, 0; i < 10; i++ {
 			next := m.next(t, soon)
@@ -197,6 +204,7 @@ func (p *Parent) faults(t *testing.T) {
 	if c := two.obeyed(t, p.last.obeyed+1, soon); !c.whole {
 		t.Errorf("memory that was not touched since its boot is %v", c)
 	}
+	step("counted and touched")
 	c := tap.Counters(file)
 	t.Logf("%d reads, %d KB served, %d KB fetched, %d blocks of zeros", c.Reads, c.BytesServed>>10, c.BytesFetched>>10, c.ZeroBlocks)
 	if p.traits.Own != nil && c.BytesServed > c.Reads*memtap.DefaultWindow {
@@ -217,6 +225,7 @@ func (p *Parent) faults(t *testing.T) {
 	if _, err := two.Suspend(limit(t, soon)); err != nil {
 		t.Fatal(err)
 	}
+	step("suspended")
 	pages, _, err := two.Dirtied(limit(t, soon))
 	if err != nil {
 		t.Fatal(err)
