@@ -22,8 +22,8 @@ type event struct {
 // A report is how a suite's tests ended.
 type report struct {
 	passed  int
-	skipped []string // "TestX: its reason"
-	failed  []string // names
+	skipped []string      // "TestX: its reason"
+	failed  []string      // names
 	took    time.Duration // by the rig's clock
 	cost    time.Duration // of this machine's processors
 }
