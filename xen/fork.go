@@ -81,7 +81,7 @@ func (v *vm) sink(ctx context.Context) (s *sink, finish func() error, err error)
 
 // save has xl save the domain, which is paused afterwards.
 func (v *vm) save(ctx context.Context, s *sink) (*stream.Domain, error) {
-	r, w, err := os.Pipe()
+	r, w, err := memoryPipe()
 	if err != nil {
 		return nil, err
 	}

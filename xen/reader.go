@@ -21,7 +21,7 @@ type reader struct {
 
 // startReader starts one, which ends with ctx or by Close.
 func (v *vm) startReader(ctx context.Context) (*reader, error) {
-	output, theirs, err := os.Pipe()
+	output, theirs, err := memoryPipe()
 	if err != nil {
 		return nil, err
 	}

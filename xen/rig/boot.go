@@ -96,7 +96,7 @@ func Start(ctx context.Context, c *Cache, dir string, o Options) (*Rig, error) {
 		ownTime = 0
 	}
 	image, err := machine.Build(ctx, dir, machine.Machine{
-		Kernel: kernel, Cmdline: "nokaslr",
+		Kernel: kernel, Cmdline: "nokaslr cryptomgr.notests", // whose tests take longer than all else that it starts with
 		Under: &machine.Under{
 			Image: x.Image, Linux: linux, Console: "hvc0",
 			Cmdline: fmt.Sprintf("console=com1 com1=115200 loglvl=all guest_loglvl=all dom0_mem=%[1]dM,max:%[1]dM bootscrub=0 spec-ctrl=no", dom0Memory>>20),

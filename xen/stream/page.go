@@ -44,54 +44,63 @@ const frameBits = 52
 // batch is how many pages a record may have: as many as Xen's own writer takes.
 const batch = 1024
 
-// readPages gives each page of a PAGE_DATA record of so many bytes to page. What
-// it gives is overwritten by the next.
-func readPages(r io.Reader, length int64, page func(Page) error) error {
+// pageReader reads PAGE_DATA records. It keeps its memory from one to the next: of a guest that uses little of its address space
+// most list frames that are not there, and there are a thousand for every 4 GB of it.
+type pageReader struct {
+	numbers [8 * batch]byte
+	content [PageSize]byte
+}
+
+// read gives each page of a record of so many bytes to page. What it gives is overwritten by the next.
+func (b *pageReader) read(r io.Reader, length int64, page func(Page) error) error {
 	short := func() error { return fmt.Errorf("%w: a record of pages has %d bytes", ErrCorrupt, length) }
-	var head [8]byte
+	head := b.content[:8]
 	if length < int64(len(head)) {
 		return short()
 	}
-	if err := full(r, head[:]); err != nil {
+	if err := full(r, head); err != nil {
 		return err
 	}
-	count := int64(binary.LittleEndian.Uint32(head[:]))
+	count := int64(binary.LittleEndian.Uint32(head))
 	if count == 0 || count > batch || length < 8+8*count {
 		return short()
 	}
-	numbers := make([]byte, 8*count)
+	numbers := b.numbers[:8*count]
 	if err := full(r, numbers); err != nil {
 		return err
 	}
 	want := 8 + 8*count
-	pages := make([]Page, count)
-	for i := range pages {
-		n := binary.LittleEndian.Uint64(numbers[8*i:])
-		p := Page{Frame: n & (1<<frameBits - 1), Type: PageType(n >> 60)}
+	for i := range count {
+		p := pageOf(numbers[8*i:])
 		if !p.Type.known() {
 			return fmt.Errorf("%w: a page of type %d", ErrUnknown, p.Type)
 		}
 		if p.Type.HasContent() {
 			want += PageSize
 		}
-		pages[i] = p
 	}
 	if length != want {
 		return short()
 	}
-	content := make([]byte, PageSize)
-	for _, p := range pages {
+	for i := range count {
+		p := pageOf(numbers[8*i:])
 		if p.Type.HasContent() {
-			if err := full(r, content); err != nil {
+			p.Content = b.content[:]
+			if err := full(r, p.Content); err != nil {
 				return err
 			}
-			p.Content = content
 		}
 		if err := page(p); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// pageOf reads a frame's number and type.
+func pageOf(b []byte) Page {
+	n := binary.LittleEndian.Uint64(b)
+	return Page{Frame: n & (1<<frameBits - 1), Type: PageType(n >> 60)}
 }
 
 // writePages writes pages as PAGE_DATA records.

@@ -142,6 +142,7 @@ func (d *Domain) readContext(r io.Reader, page func(Page) error) error {
 		return fmt.Errorf("%w: %v with pages of 2^%d bytes", ErrUnknown, d.Guest, shift)
 	}
 	d.XenMajor, d.XenMinor = binary.LittleEndian.Uint32(h[32:]), binary.LittleEndian.Uint32(h[36:])
+	var pages pageReader
 	for {
 		kind, length, err := readRecordHeader(r)
 		if err != nil {
@@ -160,7 +161,7 @@ func (d *Domain) readContext(r io.Reader, page func(Page) error) error {
 			if d.first() > len(d.Records) {
 				return fmt.Errorf("%w: a page comes before the static data", ErrCorrupt)
 			}
-			if err := readPages(r, int64(length), page); err != nil {
+			if err := pages.read(r, int64(length), page); err != nil {
 				return err
 			}
 			if err := readPadding(r, int64(length)); err != nil {

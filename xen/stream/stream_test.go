@@ -76,7 +76,7 @@ func TestWhatIsWrittenIsRead(t *testing.T) {
 				t.Errorf("the stream has %d bytes, which are not whole words", len(whole))
 			}
 			in := bytes.NewReader(append(whole, "behind"...))
-			gotDomain, gotPages, err := read(iotest.OneByteReader(in))
+			gotDomain, gotPages, err := read(iotest.HalfReader(in))
 			if err != nil {
 				t.Fatal(err)
 			}
