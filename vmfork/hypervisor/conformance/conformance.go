@@ -356,6 +356,7 @@ func isGone(t *testing.T, vm hypervisor.VM) {
 func steps(t *testing.T) (step func(what string)) {
 	last := time.Now()
 	return func(what string) {
+		t.Helper()
 		now := time.Now()
 		t.Logf("%s in %v", what, now.Sub(last).Round(time.Millisecond))
 		last = now
