@@ -135,19 +135,33 @@ func (d *Driver) sweep(ctx context.Context, folder string) error {
 	return errors.Join(errs...)
 }
 
+// names are those of all domains, by their numbers.
+func (d *Driver) names(ctx context.Context) (map[string]string, error) {
+	numbers, err := d.store.List(ctx, "/local/domain")
+	if err != nil {
+		return nil, err
+	}
+	names := map[string]string{}
+	for _, n := range numbers {
+		if name, err := d.store.Read(ctx, "/local/domain/"+n+"/name"); err == nil { // else it has gone in between
+			names[n] = name
+		}
+	}
+	return names, ctx.Err()
+}
+
 // inherit destroys what an owner has left whose file this process has locked, and removes the file.
 func (d *Driver) inherit(ctx context.Context, o *owner) error {
-	numbers, err := d.store.List(ctx, "/local/domain")
+	names, err := d.names(ctx)
 	if err != nil {
 		return fmt.Errorf("look for domains that nobody owns: %w", err)
 	}
 	var errs []error
-	for _, n := range numbers {
-		name, err := d.store.Read(ctx, "/local/domain/"+n+"/name")
-		if err != nil || markOf(name) != o.mark { // it may have gone in between
+	for n, name := range names {
+		if markOf(name) != o.mark {
 			continue
 		}
-		_, err = d.runTool(ctx, nil, "destroy", n)
+		_, err := d.runTool(ctx, nil, "destroy", n)
 		errs = append(errs, err, device.Forget(ctx, d.store, n))
 	}
 	if err := errors.Join(errs...); err != nil {

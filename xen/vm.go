@@ -110,16 +110,17 @@ func (v *vm) create(ctx context.Context, k hypervisor.Kernel, file *os.File, arg
 	if _, err := v.d.runTool(ctx, file, args...); err != nil {
 		return err
 	}
-	id, err := v.d.runTool(ctx, nil, "domid", v.name)
+	names, err := v.d.names(ctx)
 	if err != nil {
-		return err
+		return fmt.Errorf("look for the number of its domain: %w", err)
 	}
-	n, err := strconv.ParseUint(id, 10, 15)
-	if err != nil {
-		return fmt.Errorf("xl domid says %.20q", id)
+	for number, name := range names {
+		if n, err := strconv.ParseUint(number, 10, 15); err == nil && name == v.name {
+			v.id = privcmd.Domain(n)
+			return nil
+		}
 	}
-	v.id = privcmd.Domain(n)
-	return nil
+	return fmt.Errorf("xl %s made no domain that is named %s", args[0], v.name)
 }
 
 // run gives a paused domain its devices and lets it run.
