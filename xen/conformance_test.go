@@ -101,7 +101,7 @@ func makeGuest(t *testing.T) conformance.Guest {
 	return conformance.Guest{
 		Kernel:    hypervisor.Kernel{Image: kernel, Initrd: initrd, Cmdline: "mitigations=off cryptomgr.notests"}, // exits to Xen, and nearly half of its boot
 		Shape:     hypervisor.Shape{VCPUs: 1, Memory: 128 << 20},
-		BootLimit: bootLimit,
+		BootLimit: bootLimit, Shared: true,
 	}
 }
 

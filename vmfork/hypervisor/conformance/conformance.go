@@ -108,16 +108,15 @@ func (s *suite) config(t *testing.T, name, memory string) (hypervisor.Config, ne
 	}, channel
 }
 
-// prepare prepares a machine over a copy of the guest's RAM. It ends with the test.
+// prepare prepares a machine over the guest's RAM. It ends with the test.
 func (s *suite) prepare(t *testing.T, name string) *Machine {
 	t.Helper()
-	return s.prepareOver(t, name, s.copyMemory(t, name))
+	return s.prepareOver(t, name, s.memoryFor(t, name))
 }
 
-// prepareOver prepares a machine over a RAM file. Both end with the test.
+// prepareOver prepares a machine over a RAM file. It ends with the test.
 func (s *suite) prepareOver(t *testing.T, name, memory string) *Machine {
 	t.Helper()
-	t.Cleanup(func() { os.Remove(memory) })
 	cfg, channel := s.config(t, name, memory)
 	vm, err := s.d.Prepare(limit(t, soon), cfg)
 	if err != nil {
@@ -246,8 +245,7 @@ func (s *suite) restore(t *testing.T) {
 }
 
 func (s *suite) badState(t *testing.T) {
-	memory := s.copyMemory(t, "bad") // one will do: none of them runs
-	defer os.Remove(memory)
+	memory := s.memoryFor(t, "bad") // one will do: none of them runs
 	noise := bytes.Repeat([]byte("this is no device state\n"), 1000)
 	for name, state := range map[string][]byte{
 		"nothing": nil,
@@ -316,7 +314,7 @@ func (s *suite) die(t *testing.T, letter string) {
 func (s *suite) contexts(t *testing.T) {
 	over, cancel := context.WithCancel(t.Context())
 	cancel()
-	memory := s.copyMemory(t, "late")
+	memory := s.memoryFor(t, "late")
 	cfg, _ := s.config(t, "late", memory)
 	if vm, err := s.d.Prepare(over, cfg); err == nil {
 		vm.Kill()

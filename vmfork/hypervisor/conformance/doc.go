@@ -16,8 +16,8 @@
 //  7. Contexts that end, end what waits for them.
 //  8. In the end no process, descriptor or file is left.
 //
-// Clones get plain copies of the RAM file: how memory comes to a clone is not
-// the driver's matter.
+// Clones get the plain RAM file, or copies of it (Guest.Shared): how memory comes to a
+// clone is not the driver's matter.
 //
 // # What RunMemory tests
 //

@@ -1,8 +1,11 @@
 package conformance
 
 import (
+	"io"
 	"os"
 	"testing"
+
+	"github.com/bits-and-blooms/bitset"
 
 	"github.com/mpirun-sf/mpirun-sf/vmfork/hypervisor"
 )
@@ -55,31 +58,18 @@ func (s *suite) forkAgain(t *testing.T) {
 		t.Fatalf("a clone that has counted a little has written %d of %d pages, want some of %d", n, pages.Len(), all)
 	}
 	t.Logf("%d dirtied pages", pages.Count())
-	successor, clone := s.copyMemory(t, "second-life"), s.copyMemory(t, "grandchild")
-	for _, path := range []string{successor, clone} {
-		t.Cleanup(func() { os.Remove(path) })
-		f, err := os.OpenFile(path, os.O_RDWR, 0)
-		if err != nil {
-			t.Fatal(err)
-		}
-		page := make([]byte, 4096)
-		for i := range pages.EachSet() {
-			if _, err := ram.ReadAt(page, int64(i)*4096); err != nil {
-				t.Fatal(err)
-			}
-			if _, err := f.WriteAt(page, int64(i)*4096); err != nil {
-				t.Fatal(err)
-			}
-		}
-		f.Close()
+	memory := s.forked(t, "second-life", pages, ram)
+	clone := memory
+	if !s.g.Shared {
+		clone = s.forked(t, "grandchild", pages, ram)
 	}
-	step("copied twice")
+	step("copied")
 	first.Kill()
 	if _, err := ram.ReadAt(make([]byte, 4096), 0); err == nil {
 		t.Error("the RAM of a machine that is gone can be read")
 	}
 	cfg := first.cfg
-	cfg.Name, cfg.MemoryPath = "second-life", successor
+	cfg.Name, cfg.MemoryPath = "second-life", memory
 	second, err := s.d.Prepare(limit(t, soon), cfg)
 	if err != nil {
 		t.Fatal(err)
@@ -107,4 +97,25 @@ func (s *suite) forkAgain(t *testing.T) {
 	last = opening
 	goesOn("the clone's clone", e)
 	step("counted")
+}
+
+// forked makes a RAM file of the guest's and of the pages that a clone has written, for the time of a test.
+func (s *suite) forked(t *testing.T, name string, pages *bitset.BitSet, ram io.ReaderAt) (path string) {
+	t.Helper()
+	path = s.copyMemory(t, name)
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	page := make([]byte, 4096)
+	for i := range pages.EachSet() {
+		if _, err := ram.ReadAt(page, int64(i)*4096); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := f.WriteAt(page, int64(i)*4096); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return path
 }

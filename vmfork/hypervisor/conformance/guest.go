@@ -17,6 +17,9 @@ type Guest struct {
 	hypervisor.Kernel
 	Shape     hypervisor.Shape
 	BootLimit time.Duration // until it is heard
+	// Shared has clones have one RAM file in common, which the driver's machines leave as it is. Else each has a copy: what a
+	// guest of some frees they punch out of the file.
+	Shared bool
 }
 
 // ProgramVariable names the guest's program, compiled, in the environment of

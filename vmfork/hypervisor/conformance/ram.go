@@ -12,7 +12,16 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// emptyMemory makes a RAM file.
+// memoryFor is a RAM file for a clone, for the time of a test.
+func (s *suite) memoryFor(t *testing.T, name string) string {
+	t.Helper()
+	if s.g.Shared {
+		return s.memory
+	}
+	return s.copyMemory(t, name)
+}
+
+// emptyMemory makes a RAM file, for the time of the suite.
 func (s *suite) emptyMemory(t *testing.T, name string) string {
 	t.Helper()
 	path := filepath.Join(s.dir, name+".memory")
@@ -27,10 +36,11 @@ func (s *suite) emptyMemory(t *testing.T, name string) string {
 	return path
 }
 
-// copyMemory makes a sparse copy of the guest's RAM file.
+// copyMemory makes a sparse copy of the guest's RAM file, for the time of a test.
 func (s *suite) copyMemory(t *testing.T, name string) string {
 	t.Helper()
 	path := s.emptyMemory(t, name)
+	t.Cleanup(func() { os.Remove(path) })
 	out, err := os.OpenFile(path, os.O_RDWR, 0)
 	if err != nil {
 		t.Fatal(err)
