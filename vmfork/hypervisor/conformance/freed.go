@@ -30,8 +30,8 @@ func (p *Parent) reports(t *testing.T, m *Machine) {
 	before := p.settled(t, p.used)
 	m.Order(t, "t")
 	m.obeyed(t, 1, soon)
-	taken := p.used(t)
-	if taken < before+counter.Taken {
+	taken := p.used(t) // some was there: what is free in small pieces is not reported
+	if taken < before+most {
 		t.Errorf("the RAM file has %d KB, and %d when the guest has taken %d", before>>10, taken>>10, counter.Taken>>10)
 	}
 	begin := time.Now()
