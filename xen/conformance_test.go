@@ -105,7 +105,11 @@ func makeGuest(t *testing.T) conformance.Guest {
 	}
 }
 
+// TestConformance has one guest for all, since it is its boot that takes long. To run a part of it wants "boot and suspend" as well.
 func TestConformance(t *testing.T) {
 	d := find(t)
-	conformance.Run(t, d, makeGuest(t))
+	f := &frozen{conformance.Run(t, d, makeGuest(t)), d}
+	f.Seal(t, conformance.Traits{OnDemand: d.OnDemand()})
+	t.Run("descriptor", f.describe)
+	t.Run("memory", f.RunMemory)
 }

@@ -17,21 +17,6 @@ type frozen struct {
 	d *Driver
 }
 
-// TestMemory is about what a clone is made of: how large its descriptor is, and what becomes of it when its memory comes late, or
-// not.
-func TestMemory(t *testing.T) {
-	d, g := find(t), makeGuest(t)
-	if d.OnDemand() == nil {
-		// Which pages have to be there at once is a matter of each processor's. Where that is not the question, a guest of two is too
-		// slow: in the rig they share one, and each waits for the other by spinning.
-		g.Shape.VCPUs = 2
-	}
-	f := &frozen{conformance.Freeze(t, d, g, conformance.Traits{OnDemand: d.OnDemand()}), d}
-	t.Run("descriptor", f.describe)
-	f.RunMemory(t)
-	t.Run("on demand", f.onDemand)
-}
-
 // sizeLimit is that of a descriptor without its eager set: pages that have to be there before the clone runs.
 const sizeLimit = 200_000
 

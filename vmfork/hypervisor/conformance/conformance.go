@@ -23,8 +23,10 @@ import (
 // emulated in its turn.
 const soon = 2 * time.Minute
 
-// Run tests a driver. It needs what the driver needs, and fails without.
-func Run(t *testing.T, d hypervisor.Driver, g Guest) {
+// Run tests a driver. It needs what the driver needs, and fails without. It returns the guest that it has booted, for
+// [Parent.RunMemory].
+func Run(t *testing.T, d hypervisor.Driver, g Guest) *Parent {
+	t.Helper()
 	// Memory files belong on a tmpfs: elsewhere the kernel writes them out.
 	dir, err := os.MkdirTemp("/dev/shm", "conformance-")
 	if err != nil {
@@ -42,7 +44,7 @@ func Run(t *testing.T, d hypervisor.Driver, g Guest) {
 	s.prepareOver(t, "first", s.emptyMemory(t, "first")).Kill()
 	files, children := openFiles(t), childProcesses(t)
 	if !t.Run("boot and suspend", s.bootAndSuspend) {
-		return
+		t.FailNow()
 	}
 	t.Run("restore", s.restore)
 	t.Run("fork again", s.forkAgain)
@@ -57,6 +59,7 @@ func Run(t *testing.T, d hypervisor.Driver, g Guest) {
 	if l := left(); l != "" {
 		t.Errorf("left behind are\n%s", l)
 	}
+	return &Parent{suite: *s}
 }
 
 type suite struct {

@@ -22,11 +22,11 @@ type Traits struct {
 	Own func(t *testing.T, vm hypervisor.VM) int64
 }
 
-// Parent is a guest that was booted and suspended, and whose RAM is an image.
+// Parent is a guest that was booted and suspended.
 type Parent struct {
 	suite
 	traits Traits
-	image  *slice.Slice
+	image  *slice.Slice // its RAM, once it is one
 }
 
 // State is its device state.
@@ -35,10 +35,10 @@ func (p *Parent) State() []byte { return p.state }
 // Shape is its, and its clones'.
 func (p *Parent) Shape() hypervisor.Shape { return p.g.Shape }
 
-// Image is its RAM.
+// Image is its RAM, when it was sealed.
 func (p *Parent) Image() *slice.Slice { return p.image }
 
-// Freeze makes one, which ends with the test. Where guests report what they free, it is
+// Freeze makes one and seals it, for the time of the test. Where guests report what they free, it is
 // suspended when it has.
 func Freeze(t *testing.T, d hypervisor.Driver, g Guest, traits Traits) *Parent {
 	t.Helper()
@@ -80,21 +80,28 @@ func (p *Parent) freeze(t *testing.T) {
 	step("suspended")
 	p.last = m.drain(p.last)
 	vm.Kill()
+	p.Seal(t, p.traits)
+}
+
+// Seal makes an image of its RAM, for the time of the test: for clones whose memory is memtap's, and not for others any more.
+func (p *Parent) Seal(t *testing.T, traits Traits) {
+	t.Helper()
+	p.traits = traits
 	used := p.used(t)
+	var err error
 	var stats slice.SealStats
 	p.image, stats, err = slice.Seal(limit(t, soon), p.memory, p.memory+".map", slice.Memory, slice.SealOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { p.image.Close() })
-	step("sealed")
 	t.Logf("%+v", stats)
 	if stored := stats.Stored * slice.BlockSize; stored > used {
 		t.Errorf("the image has %d KB, the guest's file had %d", stored>>10, used>>10)
 	}
 }
 
-// RunMemory tests machines over files of memtap that are clones of the parent. It needs what
+// RunMemory tests machines over files of memtap that are clones of a parent that was sealed. It needs what
 // the driver and memtap need, and fails without.
 func (p *Parent) RunMemory(t *testing.T) {
 	t.Run("faults", p.faults)
