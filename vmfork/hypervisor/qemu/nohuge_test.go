@@ -45,7 +45,8 @@ func advise() {
 func advised(t *testing.T, start func(*exec.Cmd) error) (string, error) {
 	var out strings.Builder
 	cmd := exec.Command(os.Args[0])
-	cmd.Env = append(os.Environ(), adviseMark+"=1")
+	// A program that is compiled to measure what tests cover has something to write.
+	cmd.Env = append(os.Environ(), adviseMark+"=1", "GOCOVERDIR="+t.TempDir())
 	cmd.Stdout, cmd.Stderr = &out, &out
 	if err := start(cmd); err != nil {
 		return "", err
