@@ -48,8 +48,9 @@ func Freeze(t *testing.T, d hypervisor.Driver, g Guest, traits Traits) *Parent {
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
 	if traits.Own != nil {
-		// One with 192 MB of RAM was seen to report what was free of its first 16 MB once,
-		// and never again.
+		// Linux 6.1 reports blocks of 2 MB at the least, whatever its command line says, and
+		// only of a zone that has 64 MB free besides what it keeps. One with 192 MB of RAM
+		// never has; told by /sys to report single pages, it did.
 		g.Shape.Memory = 512 << 20
 	}
 	p := &Parent{suite: suite{d: d, g: g, dir: dir}, traits: traits}

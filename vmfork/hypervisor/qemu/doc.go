@@ -41,6 +41,7 @@
 //     whatever QEMU has stopped by itself ([hypervisor.VM] knows no such state).
 //   - The processor is the host's (cpuid.go), and a state is of use where guests
 //     find the same.
+//   - A microvm has no real-time clock then; Linux must not look for it.
 //   - A /dev/kvm that opens proves nothing; how fast a guest runs does (probe.go).
 //
 // QEMU's monitor and the guest agent's port are socket pairs, made before the

@@ -175,7 +175,8 @@ func (d *Driver) args(cfg hypervisor.Config, share string) []string {
 
 func (d *Driver) cmdline(own string) string {
 	// Reports of single free pages, not of 2 MB at the least: exactness is
-	// what they are for (paper section 3.4).
+	// what they are for (paper section 3.4). Linux 6.1 forgets it when the
+	// balloon's driver comes, and reports 2 MB.
 	//
 	// A microvm knows one way to reset, and Linux does not come to it by
 	// itself: a guest that panics would spin for ever, and nobody notice.
