@@ -1,6 +1,7 @@
 package device
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -11,6 +12,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/mpirun-sf/mpirun-sf/vmfork/hypervisor/guestport"
 )
 
 // Console is a serial port of a guest.
@@ -22,6 +25,10 @@ type Console struct {
 	// Of what runs for it, or has stopped it.
 	ring consoleRing // nil before the guest has one
 	out  []byte      // what the guest has written and the port not taken
+
+	// The guest greets first (package guestport). What comes to the port waits for that.
+	greeted bool
+	ready   chan struct{} // closed then
 
 	takeMu sync.Mutex
 	copied int // bytes at the head of the socket that are in the ring as well
@@ -45,7 +52,7 @@ func (b *Bus) NewConsole(ctx context.Context, domain uint16, number int, name st
 		conn.Close()
 		return nil, err
 	}
-	c := &Console{Device: d, port: unixConn, woken: make(chan struct{}, 1)}
+	c := &Console{Device: d, port: unixConn, woken: make(chan struct{}, 1), ready: make(chan struct{})}
 	c.serve(c.takeRing, c.empty, c.fill)
 	return c, nil
 }
@@ -87,6 +94,11 @@ func (c *Console) move(ctx context.Context) error {
 	if len(c.out) == 0 {
 		return nil
 	}
+	if !c.greeted {
+		if err := c.answer(); err != nil {
+			return err
+		}
+	}
 	defer endWith(ctx, c.port.SetWriteDeadline)()
 	n, err := c.port.Write(c.out)
 	c.out = c.out[n:]
@@ -100,6 +112,19 @@ func (c *Console) move(ctx context.Context) error {
 		return fmt.Errorf("write what the guest says to its port: %w", err)
 	}
 	return nil
+}
+
+// answer says back what the guest greets with.
+func (c *Console) answer() error {
+	greeting, said, greeted := bytes.Cut(c.out, []byte{guestport.Ready})
+	if _, err := c.ring.input(greeting); err != nil { // what there is no room for, nobody waits to hear
+		return err
+	}
+	if c.out = said; greeted {
+		c.greeted = true
+		close(c.ready)
+	}
+	return c.channel.Notify()
 }
 
 // endWith makes what waits on the port end with ctx. The result undoes it.
@@ -161,6 +186,11 @@ func (c *Console) takeRead(fd int) (taken int, err error) {
 // fill copies what comes to the port into the guest's ring until ctx ends, or nothing
 // more comes.
 func (c *Console) fill(ctx context.Context) error {
+	select {
+	case <-c.ready:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 	defer endWith(ctx, c.port.SetReadDeadline)()
 	for {
 		full, err := c.copy()

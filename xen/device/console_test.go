@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/mpirun-sf/mpirun-sf/vmfork/hypervisor"
+	"github.com/mpirun-sf/mpirun-sf/vmfork/hypervisor/guestport"
 	"github.com/mpirun-sf/mpirun-sf/xen/evtchn"
 	"github.com/mpirun-sf/mpirun-sf/xen/store"
 	"github.com/mpirun-sf/mpirun-sf/xen/store/storetest"
@@ -88,6 +89,19 @@ func (g *guest) connect(ref string) {
 	}
 }
 
+// greet does what a guest has to do before it is told anything.
+func (g *guest) greet() {
+	g.t.Helper()
+	g.say([]byte{1, 2})
+	var b []byte
+	g.await("the greeting to be said back", func() bool { b = append(b, g.hear(2)...); return len(b) == 2 })
+	if string(b) != "\x01\x02" {
+		g.t.Errorf("the host says back %q", b)
+	}
+	g.say([]byte{guestport.Ready})
+	g.await("the greeting to be over", func() bool { return g.page.load(outCons) == g.page.load(outProd) })
+}
+
 // say writes to the ring when there is room.
 func (g *guest) say(b []byte) {
 	for len(b) > 0 {
@@ -153,6 +167,7 @@ func TestConsoleBothWays(t *testing.T) {
 		t.Errorf("the host's folder is %q", p)
 	}
 	g.connect("8")
+	g.greet()
 	toGuest, toHost := noise(100_000), noise(200_000)
 	go g.say(toHost)
 	go host.Write(toGuest)
@@ -203,6 +218,11 @@ func TestConsoleDrain(t *testing.T) {
 	if _, err := host.Write(message); err != nil {
 		t.Fatal(err)
 	}
+	time.Sleep(10 * time.Millisecond)
+	if n, err := g.page.unread(); n != 0 || err != nil {
+		t.Errorf("before it has greeted, the guest is sent %d bytes (%v)", n, err)
+	}
+	g.greet()
 	g.await("the ring to be full", func() bool { n, _ := g.page.unread(); return n == inSize })
 	if n, err := port.Unread(); n != len(message) || err != nil {
 		t.Errorf("unread are %d bytes (%v), want %d", n, err, len(message))
@@ -291,6 +311,7 @@ func TestConsoleThatNobodyReads(t *testing.T) {
 		t.Fatal(err)
 	}
 	g.connect("8")
+	g.greet()
 	done := make(chan struct{})
 	go func() { g.say(noise(2 << 20)); close(done) }()
 	at, since := g.page.load(outProd), time.Now()

@@ -24,7 +24,8 @@
 // to the port stays in the port's socket until the guest has taken it out of its ring,
 // where it is only a copy: so [hypervisor.Port.Unread] counts it as unread, and a guest's
 // successor gets what the guest did not. What the guest has written is in the socket
-// before a suspension is over ([Console.Drain]).
+// before a suspension is over ([Console.Drain]). In the guest it is a terminal, and not always one that
+// hears, or hears bytes as they are: so the guest begins with a greeting ([guestport.Ready]), and is told nothing before.
 //
 // # A disk
 //
@@ -35,7 +36,8 @@
 // # A network device
 //
 // A guest's network device (network.go) has a ring of frames that it sends and one of pages that
-// it offers for frames. They go to a tap and come from one, whole and with checksums. No
+// it offers for frames. They go to a tap and come from one, whole and with checksums,
+// of which the guest leaves some to be completed (checksum.go). No
 // frame is taken from the tap before the guest has room for it, so that what comes for a
 // machine that stands still waits there.
 //

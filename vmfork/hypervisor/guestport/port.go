@@ -4,6 +4,7 @@ package guestport
 
 import (
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -39,7 +40,7 @@ func Find(port string) (string, error) {
 			}
 		}
 		// The device is there before what it stands for is.
-		if fd, err := Open(terminal); err == nil {
+		if fd, err := unix.Open(terminal, unix.O_RDWR|unix.O_CLOEXEC|unix.O_NOCTTY, 0); err == nil {
 			unix.Close(fd)
 			return terminal, nil
 		}
@@ -59,17 +60,76 @@ func terminal(cmdline, port string) string {
 	return ""
 }
 
+// Ready ends what a guest says to greet its host over a port that is a terminal. Before, the host says back what it hears, and
+// nothing else; from then on bytes pass as they are. None of that is the port's user's to hear.
+//
+// It has two reasons. Until a terminal is told not to, it changes what it hears, and says it back by its echo. And Linux gives who opens
+// a terminal that it had taken away, at times, the one that is about to go (the driver's, hvc_console's, is released by a worker): what
+// is written to it arrives, and nothing is ever heard. So nothing counts before the host was heard, and else the terminal is opened again.
+const Ready = 0
+
+// The greeting's limits: how long a host may take to say a byte back before the terminal is opened again, twice as long each time; and in all.
+const (
+	echoLimit  = 100 * time.Millisecond
+	greetLimit = time.Minute
+)
+
 // Open opens a port's device, so that bytes pass through it as they are, also where it
-// is a terminal.
+// is a terminal. That can be opened once for each time that it meets a host.
 func Open(device string) (fd int, err error) {
-	if fd, err = unix.Open(device, unix.O_RDWR|unix.O_CLOEXEC|unix.O_NOCTTY, 0); err != nil {
-		return -1, err
-	}
-	if term.IsTerminal(fd) {
-		if _, err := term.MakeRaw(fd); err != nil {
-			unix.Close(fd)
+	patience, try := echoLimit, byte(1)
+	for end := time.Now().Add(greetLimit); ; patience, try = 2*patience, try+1 {
+		if fd, err = unix.Open(device, unix.O_RDWR|unix.O_CLOEXEC|unix.O_NOCTTY, 0); err != nil {
 			return -1, err
 		}
+		if !term.IsTerminal(fd) {
+			return fd, nil
+		}
+		greeted, err := false, error(nil)
+		if _, err = term.MakeRaw(fd); err == nil {
+			greeted, err = greet(fd, try, patience)
+		}
+		if greeted {
+			return fd, nil
+		}
+		unix.Close(fd)
+		if err != nil {
+			return -1, err
+		}
+		if time.Now().After(end) {
+			return -1, fmt.Errorf("waited %v for the host to say back what it heard", greetLimit)
+		}
 	}
-	return fd, nil
+}
+
+// greet says a byte, which is not Ready nor one that was said before, and waits to hear it back.
+func greet(fd int, b byte, patience time.Duration) (heard bool, err error) {
+	if _, err := unix.Write(fd, []byte{b}); err != nil {
+		return false, err
+	}
+	for end := time.Now().Add(patience); ; {
+		left := time.Until(end)
+		if left <= 0 {
+			return false, nil
+		}
+		n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, int(left/time.Millisecond)+1)
+		if err == unix.EINTR || err == nil && n == 0 {
+			continue
+		}
+		if err != nil {
+			return false, err
+		}
+		var back [1]byte
+		n, err = unix.Read(fd, back[:])
+		switch {
+		case err == unix.EINTR:
+		case err != nil:
+			return false, err
+		case n == 0:
+			return false, io.EOF
+		case back[0] == b: // and else what was said through another
+			_, err := unix.Write(fd, []byte{Ready})
+			return err == nil, err
+		}
+	}
 }

@@ -35,7 +35,20 @@ func TestOpen(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	// The host does not hear the first time that it is opened.
+	deaf := make([]byte, 1)
+	greeted := make(chan error, 1)
+	go func() {
+		if _, err := unix.Read(master, deaf); err != nil {
+			greeted <- err
+			return
+		}
+		greeted <- answer(func(b []byte) (int, error) { return unix.Read(master, b) }, func(b []byte) (int, error) { return unix.Write(master, b) })
+	}()
 	fd, err := Open(filepath.Join("/dev/pts", strconv.Itoa(n)))
+	if err := <-greeted; err != nil {
+		t.Error(err)
+	}
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -64,5 +77,20 @@ func TestOpen(t *testing.T) {
 	unix.Close(fd)
 	if _, err := Open(""); err == nil {
 		t.Error("no port was opened")
+	}
+}
+
+// answer is a host's part of a greeting.
+func answer(read, write func([]byte) (int, error)) error {
+	for b := make([]byte, 1); ; {
+		if _, err := read(b); err != nil {
+			return err
+		}
+		if b[0] == Ready {
+			return nil
+		}
+		if _, err := write(b); err != nil {
+			return err
+		}
 	}
 }

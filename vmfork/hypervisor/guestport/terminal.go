@@ -14,8 +14,7 @@ import (
 
 // Use opens a port that stays open when its machine goes on in another. A virtio port does so by itself: it is the
 // file. A terminal is taken away from who has it open when its driver meets another host, and has to be
-// opened again. What the host has heard before is not lost by that, nor what it says when it has heard the guest again; before,
-// what it says may come while the terminal is not yet one that lets bytes pass as they are.
+// opened again. What the host has heard before is not lost by that, nor what it says ([Ready]).
 //
 // Reads and writes block in the kernel, without Go's poller.
 func Use(device string) (io.ReadWriteCloser, error) {

@@ -38,8 +38,13 @@ func newTerminal(t *testing.T, path string) *os.File {
 func TestTakenAway(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "port")
 	host := newTerminal(t, path)
+	greeted := make(chan error, 1)
+	go func() { greeted <- answer(host.Read, host.Write) }()
 	port, err := Use(path)
 	if err != nil {
+		t.Fatal(err)
+	}
+	if err := <-greeted; err != nil {
 		t.Fatal(err)
 	}
 	heard := make(chan string)
@@ -82,6 +87,9 @@ func TestTakenAway(t *testing.T) {
 	say(host, "first")
 	next := newTerminal(t, path) // before the other goes, or its number would come again
 	host.Close()
+	if err := answer(next.Read, next.Write); err != nil {
+		t.Fatal(err)
+	}
 	say(next, "second\x04\n")
 	say(next, "third")
 }
