@@ -31,8 +31,9 @@ const (
 	outSlot, outSlots = 12, 256
 	inSlot, inSlots   = 8, 256
 
-	moreData  = 1 << 2 // flags of a request of the guest's: the frame goes on in the next
-	extraInfo = 1 << 3 // a slot of another kind follows
+	noChecksum = 1 << 0 // flags of a request of the guest's: the frame's checksum is to be completed
+	moreData   = 1 << 2 // it goes on in the next
+	extraInfo  = 1 << 3 // a slot of another kind follows
 
 	netOK    = 0
 	netError = -1
@@ -194,6 +195,11 @@ func (n *Network) transmit(ctx context.Context, parts []outRequest) error {
 	}
 	if err := n.bus.Copy(list); err != nil {
 		return err
+	}
+	if parts[0].flags&noChecksum != 0 {
+		if err := completeChecksum(frame[n.header:]); err != nil {
+			return err
+		}
 	}
 	defer endWith(ctx, n.tap.SetWriteDeadline)()
 	_, err = n.tap.Write(frame)
