@@ -2,9 +2,13 @@ package network
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
+	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // A GuestConfig is the network identity of a clone.
@@ -45,10 +49,28 @@ func Configure(ctx context.Context, config GuestConfig) error {
 	if err != nil {
 		return fmt.Errorf("configure network: %w", err)
 	}
-	if err := config.apply(s, name); err != nil {
+	if err := config.applyTo(ctx, s, name); err != nil {
 		return fmt.Errorf("configure network interface %s: %w", name, err)
 	}
 	return nil
+}
+
+// applyTo is apply for an interface that has its name already, or still, and whose driver has yet to come to terms with the
+// host: until then it is not to be changed, and there is no device.
+func (config *GuestConfig) applyTo(ctx context.Context, s control, name string) error {
+	ctx, cancel := context.WithTimeout(ctx, deviceWait)
+	defer cancel()
+	for {
+		err := config.apply(s, name)
+		if !errors.Is(err, unix.ENODEV) {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("wait for its driver: %w (%w)", err, ctx.Err())
+		case <-time.After(2 * time.Millisecond):
+		}
+	}
 }
 
 // AddNeighbours makes permanent neighbours of members that have come since Configure: in a machine that runs on after a
