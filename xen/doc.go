@@ -6,7 +6,7 @@
 // # The machine
 //
 // A PVH guest: no firmware, no emulated device. Its devices are this process's (package
-// device). Serial ports are consoles, and the kernel's command line says which is which,
+// device), but for the disk, which is served by a process of its own (disk.go). Serial ports are consoles, and the kernel's command line says which is which,
 // for a console has no name that a guest can see without XenStore:
 // mpirun-sf.port=NAME:hvc1. XenStore itself would do for small messages, but the agent
 // wants two streams.
@@ -59,7 +59,7 @@
 // # Memory that does not come
 //
 // The memory file may be memtap's, whose server is this process, and its pages another host's. So nobody but helpers opens it: the filler or
-// pager, and a reader for what a suspension is compared with (reader.go). They end with the machine whatever they wait for. A read that fails ends the
+// pager, and a reader for what a suspension is compared with (reader.go). The same holds for the disk's file. They end with the machine whatever they wait for. A read that fails ends the
 // machine with that reason, and so does a pager that was killed.
 //
 // # Locking

@@ -26,6 +26,7 @@ const (
 	fillerName = "mpirun-sf-xen-filler" // gives a domain its memory, all of it
 	pagerName  = "mpirun-sf-xen-pager"  // gives a domain its memory as it touches it
 	readerName = "mpirun-sf-xen-reader" // reads a memory file to be compared
+	diskName   = "mpirun-sf-xen-disk"   // serves a domain's disk
 )
 
 // The packages that import this one are not initialized yet, so nothing of them runs in a helper.
@@ -40,6 +41,8 @@ func init() {
 		err = bePager(os.Args[1:])
 	case readerName:
 		err = beReader(os.Args[1:])
+	case diskName:
+		err = beDisk(os.Args[1:])
 	default:
 		return
 	}

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/mpirun-sf/mpirun-sf/vmfork/hypervisor"
+	"github.com/mpirun-sf/mpirun-sf/xen/device"
 	"github.com/mpirun-sf/mpirun-sf/xen/privcmd"
 	"github.com/mpirun-sf/mpirun-sf/xen/store"
 )
@@ -47,7 +48,7 @@ type vm struct {
 
 var _ hypervisor.VM = (*vm)(nil)
 
-// part is a device of a machine (package device).
+// part is a device of a machine (package device), or the process that serves one.
 type part interface {
 	Drain(ctx context.Context) error
 	Resume()
@@ -157,7 +158,7 @@ func (v *vm) addParts(ctx context.Context) error {
 		}
 	}
 	if v.cfg.DiskPath != "" {
-		d, err := bus.NewDisk(ctx, id, v.cfg.DiskPath)
+		d, err := v.startDisk(ctx)
 		if err := add(d, err); err != nil {
 			return err
 		}
@@ -294,7 +295,7 @@ func (v *vm) destroy(ctx context.Context) error {
 	// One that was being made when xl was ended has no number yet, and may not be there.
 	_, err := v.d.runTool(ctx, nil, "destroy", v.name)
 	if v.id != 0 {
-		errs = append(errs, v.awaitGone(ctx, err))
+		errs = append(errs, v.awaitGone(ctx, err), device.Forget(ctx, v.d.store, strconv.Itoa(int(v.id))))
 	}
 	if v.log != nil {
 		errs = append(errs, v.log.close())
