@@ -73,11 +73,17 @@ func (c *Cache) lockOf(key string) string { return filepath.Join(c.Dir, "locks",
 // FindKernel is the function of that name, which keeps what it has to fetch in the cache: kernels with more modules
 // apart from those without.
 func (c *Cache) FindKernel(ctx context.Context, log func(string), more ...string) (*Kernel, error) {
-	dir := c.Dir
-	if len(more) > 0 {
-		dir = filepath.Join(dir, "with", strings.Join(more, "+"))
+	return FindKernel(ctx, c.kernelDir(more), log, more...)
+}
+
+// KeepKernel puts a kernel where FindKernel finds it for who wants those modules, if the machine has no kernel and no network.
+func (c *Cache) KeepKernel(k *Kernel, more ...string) error { return k.Keep(c.kernelDir(more)) }
+
+func (c *Cache) kernelDir(more []string) string {
+	if len(more) == 0 {
+		return c.Dir
 	}
-	return FindKernel(ctx, dir, log, more...)
+	return filepath.Join(c.Dir, "with", strings.Join(more, "+"))
 }
 
 func (c *Cache) limit() int64 {

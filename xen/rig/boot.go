@@ -22,10 +22,12 @@ const (
 	FlavourPaging Flavour = "paging" // the same version with memory paging
 )
 
-// modules are those of a dom0 that other guests of this project do not need.
+// modules are those of a dom0 that other guests of this project do not need. Those that guests of Xen's do need are the
+// first: of a kernel that was kept with all of them, who asks for a module gets those before it as well.
 var modules = []string{
+	"xen_blkfront", "xen_netfront",
 	"xenfs", "xen_privcmd", "xen_evtchn", "xen_gntdev", "xen_gntalloc", "xen_blkback", "xen_netback",
-	"fuse", "loop", "nbd", "tun", "bridge",
+	"fuse", "loop", "nbd", "tun", "bridge", "veth", "nf_tables", "nft_meta_bridge",
 }
 
 // tools are programs of Xen's that must be whole; of the others of its packages, it does not matter whether all of their
@@ -52,6 +54,8 @@ type Options struct {
 	// With are files and folders that it has at the same path; they may not be below /tmp or /run.
 	With []string
 	CPUs int // 0 is 1
+	// Free is the space on its disk for what runs in it, in bytes; 0 is as much as guests have.
+	Free int64
 	// HostTime has the rig's clocks go with the host's. Otherwise they count instructions, on one CPU, so that nothing in
 	// the rig takes longer because the host is busy.
 	HostTime bool
@@ -102,7 +106,7 @@ func Start(ctx context.Context, c *Cache, dir string, o Options) (*Rig, error) {
 			Cmdline: fmt.Sprintf("console=com1 com1=115200 loglvl=all guest_loglvl=all dom0_mem=%[1]dM,max:%[1]dM bootscrub=0 spec-ctrl=no", dom0Memory>>20),
 		},
 		With: slices.Concat(with, o.With), LibraryPath: filepath.Join(x.Root, "usr/lib/x86_64-linux-gnu"),
-		CPU: processor, CPUs: max(o.CPUs, 1), Memory: machineMemory, OwnTime: ownTime,
+		CPU: processor, CPUs: max(o.CPUs, 1), Free: o.Free, Memory: machineMemory, OwnTime: ownTime,
 	}, func(s string) { c.Log("%s", s) })
 	if err != nil {
 		return nil, err
@@ -137,11 +141,23 @@ func (c *Cache) parts(ctx context.Context, f Flavour) (x *Xen, kernel *guest.Ker
 	if err != nil {
 		return nil, nil, "", err
 	}
-	kernel, err = guest.FindKernel(ctx, filepath.Join(c.Dir, "linux"), func(s string) { c.Log("%s", s) }, modules...)
+	kernel, err = c.findKernel(ctx, modules)
 	if err == nil {
 		linux, err = c.vmlinux(ctx, kernel)
 	}
 	return x, kernel, linux, err
+}
+
+// GuestKernel is the rig's Linux with those modules that guests of this project have, and more of the rig's.
+func (c *Cache) GuestKernel(ctx context.Context, more []string) (*guest.Kernel, error) {
+	if _, err := c.findKernel(ctx, modules); err != nil { // what is fetched and kept has to be enough for the rig
+		return nil, err
+	}
+	return c.findKernel(ctx, more)
+}
+
+func (c *Cache) findKernel(ctx context.Context, more []string) (*guest.Kernel, error) {
+	return guest.FindKernel(ctx, filepath.Join(c.Dir, "linux"), func(s string) { c.Log("%s", s) }, more...)
 }
 
 // up starts Xen's daemons.

@@ -1,9 +1,10 @@
 // Command testxen runs the tests of this project's Xen driver in the rig (package rig): in dom0 of a Xen that QEMU emulates.
 //
 //	testxen [-xen stock|paging] [-run REGEXP] [-short] [-v] [PACKAGE]...
-//	testxen [-xen stock|paging] -sh 'COMMANDS'
+//	testxen [-xen stock|paging] [-product] -sh 'COMMANDS'
 //
-// Without packages it runs all below xen/. Logs, the console, the hypervisor's messages and the coverage are left in the folder
+// Without packages it runs all below xen/, and those of mpirun-sf/e2e/xen, which run the launcher. With -product, COMMANDS
+// find it and the examples in $MPIRUN_SF_XEN_PRODUCT. Logs, the console, the hypervisor's messages and the coverage are left in the folder
 // of -out. The first run fetches packages, and for -xen paging compiles the hypervisor, which takes minutes.
 package main
 
@@ -41,6 +42,7 @@ type options struct {
 	verbose  bool
 	make     bool
 	shell    string
+	product  bool
 	out      string
 	cpus     int
 	hostTime bool
@@ -68,6 +70,7 @@ func parseOptions() (o options, err error) {
 	flag.BoolVar(&o.verbose, "v", false, "print what tests print")
 	flag.BoolVar(&o.make, "make", false, "fetch and compile what the rig is made of, and run nothing")
 	flag.StringVar(&o.shell, "sh", "", "run these commands of a shell in dom0 instead of tests")
+	flag.BoolVar(&o.product, "product", false, "bring the launcher and the examples, as tests of packages do that need them")
 	flag.StringVar(&o.out, "out", "", "folder for logs and coverage; without it bin/xen-stock or bin/xen-paging")
 	flag.IntVar(&o.cpus, "cpus", 1, "processors of the machine; more than one has -host-time")
 	flag.BoolVar(&o.hostTime, "host-time", false, "let the machine's clocks go with this one's, and not count its instructions")
@@ -85,7 +88,7 @@ func parseOptions() (o options, err error) {
 		return o, errors.New("-cpus is at least 1")
 	}
 	if o.packages = flag.Args(); len(o.packages) == 0 {
-		o.packages = []string{"./xen/..."}
+		o.packages = []string{"./xen/...", "./" + ofProduct + "xen"}
 	}
 	return o, nil
 }
@@ -121,10 +124,21 @@ func run(ctx context.Context, o options) error {
 		with = append(with, b.dir)
 		fmt.Fprintf(os.Stderr, "testxen: compiled after %.0f s\n", time.Since(begin).Seconds())
 	}
-	r, err := rig.Start(ctx, cache, dir, rig.Options{Flavour: o.flavour, With: with, CPUs: o.cpus, HostTime: o.hostTime || o.cpus > 1})
+	ro := rig.Options{Flavour: o.flavour, CPUs: o.cpus, HostTime: o.hostTime || o.cpus > 1}
+	var env []string
+	if o.product || b.needsProduct() {
+		var more []string
+		if more, env, err = product(ctx, cache, dir); err != nil {
+			return err
+		}
+		with, ro.Free = append(with, more...), productFree
+	}
+	ro.With = with
+	r, err := rig.Start(ctx, cache, dir, ro)
 	if err != nil {
 		return err
 	}
+	r.Env = append(r.Env, env...)
 	defer r.Close()
 	fmt.Fprintf(os.Stderr, "testxen: dom0 of Xen %s (%s) is up after %.0f s\n", r.Xen.Version, o.flavour, time.Since(begin).Seconds())
 	if o.shell != "" {
