@@ -112,4 +112,5 @@ func TestConformance(t *testing.T) {
 	f.Seal(t, conformance.Traits{OnDemand: d.OnDemand()})
 	t.Run("descriptor", f.describe)
 	t.Run("memory", f.RunMemory)
+	t.Run("on demand", f.onDemand)
 }

@@ -12,18 +12,12 @@ import (
 // soon is how long anything but a boot may take on an emulated machine.
 const soon = 2 * time.Minute
 
-// TestOnDemand is about the pager of clones whose memory comes as they touch it: how much that is, and what becomes of one without a
-// pager. They have two processors: which pages have to be there at once is a matter of each. Where that is not the question, guests
-// have one: in the rig two of them share one, and each waits for the other by spinning.
-func TestOnDemand(t *testing.T) {
-	d := find(t)
-	traits := conformance.Traits{OnDemand: d.OnDemand()}
-	if traits.OnDemand != nil {
-		t.Skip(traits.OnDemand)
+// onDemand is about the pager of clones whose memory comes as they touch it: how much that is, and what becomes of one without a
+// pager.
+func (f *frozen) onDemand(t *testing.T) {
+	if err := f.d.OnDemand(); err != nil {
+		t.Skip(err)
 	}
-	g := makeGuest(t)
-	g.Shape.VCPUs = 2
-	f := &frozen{conformance.Freeze(t, d, g, traits), d}
 	t.Run("touched", f.touched)
 	t.Run("its pager is killed", f.pagerKilled)
 }

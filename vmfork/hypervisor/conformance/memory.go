@@ -105,7 +105,7 @@ func (p *Parent) Seal(t *testing.T, traits Traits) {
 // RunMemory tests machines over files of memtap that are clones of a parent that was sealed. It needs what
 // the driver and memtap need, and fails without.
 func (p *Parent) RunMemory(t *testing.T) {
-	t.Run("faults", p.faults)
+	t.Run("faults", p.Faults)
 	if p.traits.Own != nil {
 		t.Run("freed", p.freed)
 	}
@@ -193,7 +193,8 @@ func (m *Machine) Order(t *testing.T, letter string) {
 	}
 }
 
-func (p *Parent) faults(t *testing.T) {
+// Faults tests that two clones over one file of memtap go on, and what they fetch.
+func (p *Parent) Faults(t *testing.T) {
 	tap, path := p.Near(t)
 	step := steps(t)
 	one := p.Clone(t, "clone-1", path)

@@ -34,6 +34,9 @@ const (
 	logDir   = "/var/log/xen"
 )
 
+// testAll names the variable by which tests take their time.
+const testAll = "MPIRUN_SF_TEST_ALL"
+
 // options are the command line.
 type options struct {
 	flavour  rig.Flavour
@@ -170,7 +173,7 @@ func test(ctx context.Context, r *rig.Rig, o options, b *bundle) error {
 		return errors.Join(err, fmt.Errorf("mkdir %s ended with status %d", coverDir, res.Status))
 	}
 	var failed []string
-	env := append([]string{conformance.ProgramVariable + "=" + b.guest()}, r.Env...)
+	env := append([]string{conformance.ProgramVariable + "=" + b.guest(), testAll + "=" + os.Getenv(testAll)}, r.Env...)
 	for _, s := range b.suites {
 		ok, err := s.run(ctx, r, o, env)
 		if err != nil {

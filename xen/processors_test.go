@@ -1,0 +1,19 @@
+package xen
+
+import (
+	"os"
+	"testing"
+
+	"github.com/mpirun-sf/mpirun-sf/vmfork/hypervisor/conformance"
+)
+
+// TestProcessors: clones of a guest with two processors go on, and count on both.
+func TestProcessors(t *testing.T) {
+	if os.Getenv("MPIRUN_SF_TEST_ALL") == "" {
+		t.Skip("where two processors share one they wait for each other by spinning, for minutes: MPIRUN_SF_TEST_ALL=1 takes the time")
+	}
+	d, g := find(t), makeGuest(t)
+	g.Shape.VCPUs = 2
+	p := conformance.Freeze(t, d, g, conformance.Traits{OnDemand: d.OnDemand()})
+	t.Run("faults", p.Faults)
+}
