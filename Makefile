@@ -112,7 +112,7 @@ test-kvm: deps
 	@mkdir -p bin/kvm
 	MPIRUN_SF_TEST_RESULTS=$(CURDIR)/bin/kvm $(GO) test -count=1 -v -timeout 150m $(RIGS)
 
-# The Xen driver's tests, in dom0 of Debian's Xen under QEMU's translator; neither root nor Xen is
+# The Xen driver's tests, and the launcher's on Xen, in dom0 of Debian's Xen under QEMU's translator; neither root nor Xen is
 # needed. test-xen-paging has the same Xen with memory paging, which it compiles the first time. ARGS go
 # to the command, -run REGEXP and packages among them. Logs and coverage go to bin/xen-stock and bin/xen-paging.
 test-xen: deps

@@ -59,8 +59,8 @@
 // # Memory that does not come
 //
 // The memory file may be memtap's, whose server is this process, and its pages another host's. So nobody but helpers opens it: the filler or
-// pager, and a reader for what a suspension is compared with (reader.go). The same holds for the disk's file. They end with the machine whatever they wait for. A read that fails ends the
-// machine with that reason, and so does a pager that was killed.
+// pager, and a reader for what a suspension is compared with (reader.go); as for the disk's file, what serves it (disk.go). They end with the
+// machine whatever they wait for. A read that fails ends the machine with that reason, and so does a pager that was killed.
 //
 // # Locking
 //

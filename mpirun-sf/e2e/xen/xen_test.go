@@ -1,0 +1,172 @@
+package xen
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+)
+
+// envProduct names the variable with the folder of the launcher and the examples.
+const envProduct = "MPIRUN_SF_XEN_PRODUCT"
+
+// Limits, for a processor that is emulated.
+const (
+	runLimit  = 8 * time.Minute
+	goneLimit = time.Minute
+)
+
+// memory is what a clone has: as little as the guest boots in.
+const memory = "192M"
+
+// product is the folder; without one, or without Xen, the test is skipped.
+func product(t *testing.T) string {
+	t.Helper()
+	dir := os.Getenv(envProduct)
+	if dir == "" {
+		t.Skipf("%s names no folder with the launcher and the examples: make test-xen", envProduct)
+	}
+	return dir
+}
+
+// command is the launcher on an example.
+func command(ctx context.Context, t *testing.T, ranks, example string, args ...string) *exec.Cmd {
+	t.Helper()
+	dir := product(t)
+	cmd := exec.CommandContext(ctx, filepath.Join(dir, "mpirun-sf"),
+		append([]string{"--hypervisor", "xen", "--memory", memory, "-np", ranks, filepath.Join(dir, example)}, args...)...)
+	cmd.Dir = t.TempDir()
+	return cmd
+}
+
+type result struct {
+	stdout, stderr string
+	status         int
+}
+
+// run runs an example on clones.
+func run(t *testing.T, ranks, example string, args ...string) result {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), runLimit)
+	defer cancel()
+	cmd := command(ctx, t, ranks, example, args...)
+	var stdout, stderr bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &stdout, &stderr
+	begin := time.Now()
+	err := cmd.Run()
+	t.Logf("%s on %s clones took %v:\n%s%s", example, ranks, time.Since(begin).Round(time.Millisecond), &stdout, &stderr)
+	r := result{stdout.String(), stderr.String(), 0}
+	if ended, ok := errors.AsType[*exec.ExitError](err); ok {
+		r.status = ended.ExitCode()
+	} else if err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
+// domains are those that Xen has.
+func domains(t *testing.T) []string {
+	t.Helper()
+	out, err := exec.Command("xl", "list").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return strings.Split(strings.TrimSpace(string(out)), "\n")[1:]
+}
+
+// devices are what there is in XenStore of domains' devices that are not the toolstack's.
+func devices(t *testing.T) (all []string) {
+	t.Helper()
+	out, err := exec.Command("xenstore-ls", "-f", "/local/domain/0/backend").Output()
+	if _, ended := errors.AsType[*exec.ExitError](err); err != nil && !ended { // there need not be any
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(out)) {
+		path, _, _ := strings.Cut(line, " ")
+		if strings.Count(path, "/") > 5 && strings.Contains(path, "/mpirun-sf-") {
+			all = append(all, path)
+		}
+	}
+	return all
+}
+
+// nothingLeft waits until there is no domain but this one, and nothing of others' devices.
+func nothingLeft(t *testing.T) {
+	t.Helper()
+	for end := time.Now().Add(goneLimit); ; time.Sleep(time.Second) {
+		left, of := domains(t), devices(t)
+		if len(left) == 1 && len(of) == 0 {
+			return
+		}
+		if time.Now().After(end) {
+			t.Fatalf("%v later there are left: %q, and of devices %q", goneLimit, left, of)
+		}
+	}
+}
+
+// hello runs ranks that say who they are, and checks that all have.
+func hello(t *testing.T, ranks int) result {
+	t.Helper()
+	r := run(t, strconv.Itoa(ranks), "hello")
+	if r.status != 0 {
+		t.Errorf("it ended with status %d", r.status)
+	}
+	for rank := range ranks {
+		if want := fmt.Sprintf("hello from rank %d of %d on clone-%d: sum %d,", rank, ranks, rank+1, ranks*(ranks-1)/2); !strings.Contains(r.stdout, want) {
+			t.Errorf("%q is not in what the ranks said", want)
+		}
+	}
+	nothingLeft(t)
+	return r
+}
+
+// TestRanks: ranks run in clones, the second time of the checkpoint that the first has made, with one more of them.
+func TestRanks(t *testing.T) {
+	for i, ranks := range []int{2, 3} {
+		if r := hello(t, ranks); strings.Contains(r.stderr, "booted") != (i == 0) {
+			t.Errorf("run %d: whether a guest was booted is wrong", i)
+		}
+	}
+}
+
+// TestStatus: the status of a rank that fails is the job's.
+func TestStatus(t *testing.T) {
+	if r := run(t, "2", "exit3"); r.status != 3 || !strings.Contains(r.stdout, "rank 0 of 2 exits 0") {
+		t.Errorf("it ended with status %d", r.status)
+	}
+	nothingLeft(t)
+}
+
+// TestKilled: when the launcher is killed while its ranks run, their domains end, too.
+func TestKilled(t *testing.T) {
+	ctx, cancel := context.WithTimeout(t.Context(), runLimit)
+	defer cancel()
+	cmd := command(ctx, t, "2", "sleep", "1000")
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	line, err := bufio.NewReader(out).ReadString('\n')
+	if err != nil {
+		t.Errorf("the ranks were not heard: %v\n%s", err, &stderr)
+	}
+	if d := domains(t); len(d) != 3 || len(devices(t)) == 0 {
+		t.Errorf("while the ranks say %q, there are the domains %q", line, d)
+	}
+	cmd.Process.Kill()
+	cmd.Wait()
+	nothingLeft(t)
+}
