@@ -65,20 +65,23 @@ func terminal(cmdline, port string) string {
 //
 // It has two reasons. Until a terminal is told not to, it changes what it hears, and says it back by its echo. And Linux gives who opens
 // a terminal that it had taken away, at times, the one that is about to go (the driver's, hvc_console's, is released by a worker): what
-// is written to it arrives, and nothing is ever heard. So nothing counts before the host was heard, and else the terminal is opened again.
+// is written to it arrives, and nothing is heard, for its interrupt is gone. So nothing counts before the host was heard, and else the
+// terminal is opened again. It has to be heard twice: Linux looks once at what has come when a terminal is opened, without an interrupt.
 const Ready = 0
 
 // The greeting's limits: how long a host may take to say a byte back before the terminal is opened again, twice as long each time; and in all.
 const (
 	echoLimit  = 100 * time.Millisecond
 	greetLimit = time.Minute
+	// moment is for the worker to release what was closed.
+	moment = 10 * time.Millisecond
 )
 
 // Open opens a port's device, so that bytes pass through it as they are, also where it
 // is a terminal. That can be opened once for each time that it meets a host.
 func Open(device string) (fd int, err error) {
 	patience, try := echoLimit, byte(1)
-	for end := time.Now().Add(greetLimit); ; patience, try = 2*patience, try+1 {
+	for end := time.Now().Add(greetLimit); ; patience, try = 2*patience, try+2 {
 		if fd, err = unix.Open(device, unix.O_RDWR|unix.O_CLOEXEC|unix.O_NOCTTY, 0); err != nil {
 			return -1, err
 		}
@@ -88,6 +91,13 @@ func Open(device string) (fd int, err error) {
 		greeted, err := false, error(nil)
 		if _, err = term.MakeRaw(fd); err == nil {
 			greeted, err = greet(fd, try, patience)
+		}
+		if greeted && err == nil {
+			greeted, err = greet(fd, try+1, patience)
+		}
+		if greeted && err == nil {
+			_, err = unix.Write(fd, []byte{Ready})
+			greeted = err == nil
 		}
 		if greeted {
 			return fd, nil
@@ -99,6 +109,7 @@ func Open(device string) (fd int, err error) {
 		if time.Now().After(end) {
 			return -1, fmt.Errorf("waited %v for the host to say back what it heard", greetLimit)
 		}
+		time.Sleep(moment)
 	}
 }
 
@@ -128,8 +139,7 @@ func greet(fd int, b byte, patience time.Duration) (heard bool, err error) {
 		case n == 0:
 			return false, io.EOF
 		case back[0] == b: // and else what was said through another
-			_, err := unix.Write(fd, []byte{Ready})
-			return err == nil, err
+			return true, nil
 		}
 	}
 }
