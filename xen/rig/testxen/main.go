@@ -77,7 +77,7 @@ func parseOptions() (o options, err error) {
 	flag.StringVar(&o.out, "out", "", "folder for logs and coverage; without it bin/xen-stock or bin/xen-paging")
 	flag.IntVar(&o.cpus, "cpus", 1, "processors of the machine; more than one has -host-time")
 	flag.BoolVar(&o.hostTime, "host-time", false, "let the machine's clocks go with this one's, and not count its instructions")
-	flag.DurationVar(&o.limit, "limit", 10*time.Minute, "how long the tests of one package may take")
+	flag.DurationVar(&o.limit, "limit", 20*time.Minute, "how long the tests of one package may take")
 	flag.Parse()
 	switch o.flavour = rig.Flavour(*flavour); o.flavour {
 	case rig.FlavourStock, rig.FlavourPaging:
