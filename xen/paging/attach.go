@@ -9,6 +9,7 @@ import (
 	"github.com/bits-and-blooms/bitset"
 	"golang.org/x/sys/unix"
 
+	"github.com/mpirun-sf/mpirun-sf/vmfork/hypervisor"
 	"github.com/mpirun-sf/mpirun-sf/xen/evtchn"
 	"github.com/mpirun-sf/mpirun-sf/xen/privcmd"
 	"github.com/mpirun-sf/mpirun-sf/xen/stream"
@@ -18,6 +19,9 @@ import (
 // brings those that its processors need at once. An error that matches [hypervisor.ErrNotSupported] says why the domain's memory cannot come on
 // demand; the domain is then as it was.
 func Attach(ctx context.Context, xen *privcmd.Handle, d privcmd.Domain, pieces []Piece, vcpus []stream.VCPU, memory io.ReaderAt) (*Pager, error) {
+	if n := len(vcpus); n > 1 {
+		return nil, hypervisor.Lacksf("the memory of a guest with %d processors does not come on demand: clones of one with two were seen to stand still", n)
+	}
 	p, err := attach(xen, d)
 	if err != nil {
 		return nil, err

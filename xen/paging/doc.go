@@ -27,7 +27,8 @@
 //     xen/arch/x86/hvm/hvm.c looks for the page before it looks at the frame's type). Linux has them on its stack and writes them right before. Where they
 //     lie across two pages, the upper one may not have been touched since the restore: it belongs to the stack that the processor stands on.
 //
-// So [Eager] are those two areas of each processor, found by its registers and page tables. Pages outside of RAM, through which the guest
+// So [Eager] are those two areas of each processor, found by its registers and page tables. That this is enough was seen of one
+// processor: of a guest with two, clones stood still side by side, and [Attach] refuses it. Pages outside of RAM, through which the guest
 // speaks with Xen's daemons, come with the device state.
 //
 // # Locking
