@@ -13,7 +13,7 @@ import (
 // the packages, a line each.
 func coverage(ctx context.Context, folder, profile string) (string, error) {
 	if found, _ := filepath.Glob(filepath.Join(folder, "covmeta.*")); len(found) == 0 {
-		return "", fmt.Errorf("no coverage came out of the rig: %s is empty", folder)
+		return "", nil // packages of tests alone have nothing to cover
 	}
 	text := exec.CommandContext(ctx, "go", "tool", "covdata", "textfmt", "-i", folder, "-o", profile)
 	text.Stderr = os.Stderr

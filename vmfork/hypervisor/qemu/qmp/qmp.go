@@ -79,18 +79,15 @@ func parse(line []byte) (message, error) {
 func New(ctx context.Context, conn *net.UnixConn) (*Client, error) {
 	c := &Client{conn: conn, events: map[string]chan struct{}{}, watched: map[string]func(){}, closed: make(chan struct{}), answer: make(chan message, 1)}
 	go c.read()
-	select {
-	case m := <-c.answer:
-		if m.QMP == nil {
-			return nil, errors.New("wait for QEMU's greeting: got something else")
-		}
-		v := m.QMP.Version.QEMU
-		c.Version = fmt.Sprintf("%d.%d.%d", v.Major, v.Minor, v.Micro)
-	case <-c.closed:
-		return nil, fmt.Errorf("wait for QEMU's greeting: %w", c.err)
-	case <-ctx.Done():
-		return nil, fmt.Errorf("wait for QEMU's greeting: %w", ctx.Err())
+	m, err := c.await(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("wait for QEMU's greeting: %w", err)
 	}
+	if m.QMP == nil {
+		return nil, errors.New("wait for QEMU's greeting: got something else")
+	}
+	v := m.QMP.Version.QEMU
+	c.Version = fmt.Sprintf("%d.%d.%d", v.Major, v.Minor, v.Micro)
 	return c, c.Do(ctx, "qmp_capabilities", nil, nil)
 }
 
@@ -176,25 +173,39 @@ func (c *Client) do(ctx context.Context, command string, args, result any, f *os
 	if err := c.write(append(line, '\n'), f); err != nil {
 		return fmt.Errorf("send %s: %w", command, err)
 	}
-	select {
-	case m := <-c.answer:
-		if m.Error != nil {
-			return &Error{command, m.Error.Class, m.Error.Desc}
-		}
-		if result == nil {
-			return nil
-		}
-		if err := json.Unmarshal(m.Return, result); err != nil {
-			return fmt.Errorf("read what %s returned: %w", command, err)
-		}
-		return nil
-	case <-c.closed:
-		return fmt.Errorf("wait for %s: %w", command, c.err)
-	case <-ctx.Done():
+	m, err := c.await(ctx)
+	if err != nil {
 		// The answer may still come and would be taken for the next
 		// command's, so this connection is of no more use.
 		c.conn.Close()
-		return fmt.Errorf("wait for %s: %w", command, ctx.Err())
+		return fmt.Errorf("wait for %s: %w", command, err)
+	}
+	if m.Error != nil {
+		return &Error{command, m.Error.Class, m.Error.Desc}
+	}
+	if result == nil {
+		return nil
+	}
+	if err := json.Unmarshal(m.Return, result); err != nil {
+		return fmt.Errorf("read what %s returned: %w", command, err)
+	}
+	return nil
+}
+
+// await waits for what QEMU says next. It may have closed the connection since.
+func (c *Client) await(ctx context.Context) (message, error) {
+	select {
+	case m := <-c.answer:
+		return m, nil
+	case <-c.closed:
+		select {
+		case m := <-c.answer:
+			return m, nil
+		default:
+			return message{}, c.err
+		}
+	case <-ctx.Done():
+		return message{}, ctx.Err()
 	}
 }
 
