@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 
 	"github.com/mpirun-sf/mpirun-sf/vmfork/hypervisor/conformance"
@@ -34,6 +35,9 @@ type bundle struct {
 // guest is the path of the program that the driver's tests have guests run.
 func (b *bundle) guest() string { return filepath.Join(b.dir, "guest") }
 
+// bin is the folder of a group's test binaries.
+func (b *bundle) bin(group int) string { return filepath.Join(b.dir, "bin", strconv.Itoa(group)) }
+
 // compile makes test binaries of the packages below dir, and copies their folders, which hold what tests read.
 func compile(ctx context.Context, dir string, patterns []string, covered string) (*bundle, error) {
 	list := exec.CommandContext(ctx, "go", append([]string{"list", "-f", "{{if or .TestGoFiles .XTestGoFiles}}{{.ImportPath}} {{.Dir}}{{end}}"}, patterns...)...)
@@ -43,40 +47,55 @@ func compile(ctx context.Context, dir string, patterns []string, covered string)
 		return nil, fmt.Errorf("list packages: %w", err)
 	}
 	b := &bundle{dir: filepath.Join(dir, "tests")}
-	bin := filepath.Join(b.dir, "bin") + "/"
-	if err := os.MkdirAll(bin, 0o755); err != nil {
-		return nil, err
-	}
-	var packages []string
+	// go names a binary by its package's last name, which two may have: the second goes with others to another folder.
+	var groups [][]string
+	same := map[string]int{}
 	for line := range strings.Lines(string(out)) {
 		path, from, ok := strings.Cut(strings.TrimSpace(line), " ")
 		if !ok || path == rigPackage {
 			continue
 		}
 		s := suite{name: strings.TrimPrefix(path, module)}
-		s.binary = bin + filepath.Base(path) + ".test"
+		last := filepath.Base(path)
+		group := same[last]
+		same[last]++
+		s.binary = filepath.Join(b.bin(group), last+".test")
 		s.dir = filepath.Join(b.dir, "src", s.name)
 		if err := copyFolder(s.dir, from); err != nil {
 			return nil, fmt.Errorf("copy the folder of %s: %w", s.name, err)
 		}
 		b.suites = append(b.suites, s)
-		packages = append(packages, path)
+		if group == len(groups) {
+			groups = append(groups, nil)
+		}
+		groups[group] = append(groups[group], path)
 	}
 	if len(b.suites) == 0 {
 		return nil, fmt.Errorf("no package of %s has tests", strings.Join(patterns, " "))
 	}
+	if err := goTool(ctx, "compile the tests' guest", "build", "-trimpath", "-o", b.guest(), conformance.Program); err != nil {
+		return nil, err
+	}
 	// One command, which compiles a package that several are tested with once, and as many side by side as there are processors.
-	for what, args := range map[string][]string{
-		"the tests":        append([]string{"test", "-c", "-trimpath", "-cover", "-coverpkg", covered, "-o", bin}, packages...),
-		"the tests' guest": {"build", "-trimpath", "-o", b.guest(), conformance.Program},
-	} {
-		build := exec.CommandContext(ctx, "go", args...)
-		build.Env = append(os.Environ(), "CGO_ENABLED=0")
-		if out, err := build.CombinedOutput(); err != nil {
-			return nil, fmt.Errorf("compile %s: %w\n%s", what, err, out)
+	for group, packages := range groups {
+		to := b.bin(group)
+		if err := os.MkdirAll(to, 0o755); err != nil {
+			return nil, err
+		}
+		if err := goTool(ctx, "compile the tests", append([]string{"test", "-c", "-trimpath", "-cover", "-coverpkg", covered, "-o", to + "/"}, packages...)...); err != nil {
+			return nil, err
 		}
 	}
 	return b, nil
+}
+
+func goTool(ctx context.Context, what string, args ...string) error {
+	cmd := exec.CommandContext(ctx, "go", args...)
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("%s: %w\n%s", what, err, out)
+	}
+	return nil
 }
 
 // copyFolder copies a package's files and its testdata, and not the packages below it.
