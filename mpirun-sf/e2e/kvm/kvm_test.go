@@ -13,7 +13,6 @@ import (
 
 	"github.com/mpirun-sf/mpirun-sf/vmfork/guest"
 	"github.com/mpirun-sf/mpirun-sf/vmfork/hypervisor/conformance"
-	"github.com/mpirun-sf/mpirun-sf/vmfork/hypervisor/qemu"
 	"github.com/mpirun-sf/mpirun-sf/vmfork/hypervisor/rig"
 )
 
@@ -135,7 +134,7 @@ func setUp(t *testing.T) *bench {
 		// limit of the product's would hold by this machine's time.
 		CPUs: 1, OwnTime: 1, Waits: true,
 	}
-	if err := rig.Mendable(qemuProgram(t)); err != nil {
+	if err := rig.Mendable(); err != nil {
 		t.Logf("with this machine's clocks, for a guest's guest would stand still with others: %v", err)
 		machine.CPUs, machine.OwnTime, machine.Waits = 2, 0, false
 	}
@@ -168,15 +167,6 @@ func (b *bench) guestProgram() string { return filepath.Join(b.dir, "guest") }
 func (b *bench) cache() string        { return filepath.Join(b.dir, "cache") }
 func (b *bench) testOf(pkg string) string {
 	return filepath.Join(b.dir, filepath.Base(pkg)+".test")
-}
-
-func qemuProgram(t *testing.T) string {
-	t.Helper()
-	path, err := exec.LookPath(qemu.Binary)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return path
 }
 
 // present are those that this machine has, by their paths.

@@ -27,7 +27,7 @@ const (
 // memory is what a clone has: as little as the guest boots in.
 const memory = "192M"
 
-// product is the folder; without one, or without Xen, the test is skipped.
+// product is the folder. Without one the test is skipped.
 func product(t *testing.T) string {
 	t.Helper()
 	dir := os.Getenv(envProduct)
@@ -155,7 +155,7 @@ func TestKilled(t *testing.T) {
 		t.Fatal(err)
 	}
 	var stderr bytes.Buffer
-	cmd.Stderr = &stderr
+	cmd.Stderr, cmd.WaitDelay = &stderr, goneLimit
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}

@@ -8,7 +8,8 @@
 //     a kernel with more modules than a guest loads, programs of this machine
 //     with their libraries, and a static init that speaks this package's
 //     protocol. The caller brings the tests, compiled.
-//  2. [Image.Boot] starts QEMU and waits for the init to be heard. With
+//  2. [Image.Boot] starts QEMU, without a fault of its translator that makes guests
+//     of a guest stand still (mend.go), and waits for the init to be heard. With
 //     [Machine.Under], what QEMU boots is another hypervisor, and Linux is its
 //     first guest.
 //  3. [Rig.Run] sends a command and passes its output on as it comes; then come

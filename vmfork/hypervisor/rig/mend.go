@@ -7,9 +7,12 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/mpirun-sf/mpirun-sf/vmfork/hypervisor/qemu"
 )
 
 // QEMU's translator has a fault that hypervisors in a rig meet. Its VMRUN delivers
@@ -31,11 +34,14 @@ type fault struct {
 	store []byte
 }
 
-// Mendable says whether a QEMU's fault is found in it; the error says why not.
-// Where it is not, time that counts instructions ([Machine.OwnTime]) makes guests of
-// a guest stand still.
-func Mendable(program string) error {
-	_, err := findFault(program)
+// Mendable says whether the fault is found in this machine's QEMU; the error says why
+// not. Where it is not, time that counts instructions ([Machine.OwnTime]) makes guests
+// of a guest stand still.
+func Mendable() error {
+	program, err := exec.LookPath(qemu.Binary)
+	if err == nil {
+		_, err = findFault(program)
+	}
 	return err
 }
 

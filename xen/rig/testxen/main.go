@@ -137,6 +137,9 @@ func run(ctx context.Context, o options) error {
 		with, ro.Free = append(with, more...), productFree
 	}
 	ro.With = with
+	if err := machine.Mendable(); err != nil {
+		fmt.Fprintf(os.Stderr, "testxen: guests may stand still: %v\n", err)
+	}
 	r, err := rig.Start(ctx, cache, dir, ro)
 	if err != nil {
 		return err
