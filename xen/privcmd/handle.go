@@ -1,7 +1,6 @@
 package privcmd
 
 import (
-	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -30,6 +29,7 @@ type Handle struct {
 	buffers chan buffer
 	domctl  uint32 // version of the interface
 	release Release
+	makes   Makes
 }
 
 // buffer is memory for the arguments of one hypercall.
@@ -152,22 +152,20 @@ func (h *Handle) Release() Release { return h.release }
 
 // probe finds out what the hypervisor is, and which of its interfaces it has.
 func (h *Handle) probe() error {
-	v, err := h.call(opVersion, 0, 0)
+	v, err := h.call(opVersion, versionNumber, 0)
 	if err != nil {
 		return fmt.Errorf("ask Xen for its version: %w", err)
 	}
-	h.release = Release{Major: int(v >> 16), Minor: int(v & 0xffff)}
-	err = h.with(func(b buffer) error {
-		if _, err := h.call(opVersion, 1, b.at(0)); err != nil {
-			return err
-		}
-		extra, _, _ := bytes.Cut(b[:16], []byte{0})
-		h.release.Extra = string(extra)
-		return nil
-	})
+	extra, err := h.versionText(versionExtra, 16)
 	if err != nil {
 		return fmt.Errorf("ask Xen for its version: %w", err)
 	}
+	h.release = Release{Major: int(v >> 16), Minor: int(v & 0xffff), Extra: string(extra)}
+	capabilities, err := h.versionText(versionCapabilities, 1024)
+	if err != nil {
+		return fmt.Errorf("ask Xen which guests it makes: %w", err)
+	}
+	h.makes = makesOf(capabilities)
 	if h.release.Major != 4 || h.release.Minor < 17 {
 		return hypervisor.Lacksf("Xen %v is not one that will do: 4.17 is the oldest", h.release)
 	}

@@ -49,11 +49,15 @@ func (f *fake) start(t *testing.T) (*Handle, error) {
 		mem := func(at uint64) []byte { return memory[at-base:] }
 		switch op {
 		case opVersion:
-			if args[0] == 1 {
+			switch args[0] {
+			case versionNumber:
+				return f.version, nil
+			case versionExtra:
 				copy(mem(args[1]), ".5\x00")
-				return 0, nil
+			case versionCapabilities:
+				copy(mem(args[1]), "xen-3.0-x86_64 hvm-3.0-x86_32 hvm-3.0-x86_64 \x00")
 			}
-			return f.version, nil
+			return 0, nil
 		case opDomctl:
 			return f.control(mem(args[0]))
 		case opMulticall:
@@ -336,6 +340,24 @@ func TestMapError(t *testing.T) {
 
 // On Xen: this domain's own console frame belongs to nobody else, so what can be
 // seen without a guest is the version and this domain.
+func TestMakes(t *testing.T) {
+	for said, want := range map[string]Makes{
+		"xen-3.0-x86_64 xen-3.0-x86_32p hvm-3.0-x86_32 hvm-3.0-x86_32p hvm-3.0-x86_64 ": {PV: true, HVM: true},
+		"xen-3.0-x86_64 ":                 {PV: true},
+		"hvm-3.0-x86_32 hvm-3.0-x86_64":   {HVM: true},
+		"xen-3.0-x86_32p xen-3.0-aarch64": {},
+		"":                                {},
+	} {
+		if got := makesOf([]byte(said)); got != want {
+			t.Errorf("of %q it makes %+v, want %+v", said, got, want)
+		}
+	}
+	h, err := (&fake{version: 4<<16 | 17, domctl: domctlFirst, domains: map[Domain]*domain{0: {}}}).start(t)
+	if err != nil || h.Makes() != (Makes{PV: true, HVM: true}) {
+		t.Errorf("it makes %+v (%v)", h.Makes(), err)
+	}
+}
+
 func TestReal(t *testing.T) {
 	h, err := Open()
 	if errors.Is(err, hypervisor.ErrNotSupported) {
@@ -355,7 +377,10 @@ func TestReal(t *testing.T) {
 	if _, err := h.Map(32000, []uint64{0}, false); err == nil {
 		t.Error("memory of a domain that is not there was mapped")
 	}
-	t.Logf("Xen %v, domctl %#x, domain 0 has %d pages", h.Release(), h.domctl, info.Pages)
+	t.Logf("Xen %v, domctl %#x, domain 0 has %d pages; it makes %+v", h.Release(), h.domctl, info.Pages, h.Makes())
+	if h.Makes() == (Makes{}) {
+		t.Error("it makes no guests")
+	}
 }
 
 // The last call of a handle's life is made on a device that is open.

@@ -30,6 +30,10 @@ const (
 // HasContent says whether a page of this type has 4096 bytes in a stream.
 func (t PageType) HasContent() bool { return t < Broken }
 
+// IsTable says whether a page of this type is a page table. In a stream its entries have the guest's own frame numbers, and
+// where the guest runs those of the machine's frames.
+func (t PageType) IsTable() bool { return t >= L1 && t <= L4Pinned }
+
 func (t PageType) known() bool { return t <= L4 || t >= L1Pinned && t <= Invalid }
 
 // Page is one page of a stream.

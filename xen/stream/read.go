@@ -37,37 +37,45 @@ const (
 // ErrUnknown, ErrCorrupt, or r's own.
 func Read(r io.Reader, page func(Page) error) (*Domain, error) {
 	d := &Domain{}
-	if err := d.readHeader(r); err != nil {
+	if err := d.ReadWith(r, page); err != nil {
 		return nil, err
+	}
+	return d, nil
+}
+
+// ReadWith does what [Read] does for an empty Domain, which page can look at: it has what has come so far.
+func (d *Domain) ReadWith(r io.Reader, page func(Page) error) error {
+	if err := d.readHeader(r); err != nil {
+		return err
 	}
 	for {
 		kind, length, err := readRecordHeader(r)
 		if err != nil {
-			return nil, err
+			return err
 		}
 		if err := knownOuter(kind); err != nil {
-			return nil, err
+			return err
 		}
 		switch kind {
 		case End:
 			if length != 0 || d.Guest == 0 {
-				return nil, fmt.Errorf("%w: it ends without a domain", ErrCorrupt)
+				return fmt.Errorf("%w: it ends without a domain", ErrCorrupt)
 			}
-			return d, d.check()
+			return d.check()
 		case LibxcContext:
 			if length != 0 || d.Guest != 0 {
-				return nil, fmt.Errorf("%w: it has more than one domain", ErrCorrupt)
+				return fmt.Errorf("%w: it has more than one domain", ErrCorrupt)
 			}
 			if err := d.readContext(r, page); err != nil {
-				return nil, err
+				return err
 			}
 		default:
 			if d.Guest == 0 {
-				return nil, fmt.Errorf("%w: its state of emulators comes before its domain", ErrCorrupt)
+				return fmt.Errorf("%w: its state of emulators comes before its domain", ErrCorrupt)
 			}
 			body, err := readBody(r, int64(length))
 			if err != nil {
-				return nil, err
+				return err
 			}
 			d.Toolstack = append(d.Toolstack, Record{kind, body})
 		}

@@ -36,6 +36,17 @@ func sample() (*Domain, []Page) {
 	return d, append(pages, Page{Frame: 0xf0000, Type: Invalid}, Page{Frame: 0xfeffc, Content: make([]byte, PageSize)})
 }
 
+// pv makes of the sample one of a PV guest with 700 frames.
+func pv(d *Domain, p *[]Page) {
+	frames := []byte{0, 0, 0, 0, 0xbb, 2, 0, 0}
+	for _, f := range []uint64{7, 0x20} {
+		frames = binary.LittleEndian.AppendUint64(frames, f)
+	}
+	d.Guest = PV
+	d.Records = []Record{{PVInfo, []byte{8, 4, 0, 0, 0, 0, 0, 0}}, {StaticDataEnd, nil}, {P2MFrames, frames}, {VCPUBasic, make([]byte, 100)}}
+	(*p)[3].Type, (*p)[4].Type = L1, L4Pinned
+}
+
 func write(t testing.TB, d *Domain, pages []Page) []byte {
 	t.Helper()
 	var b bytes.Buffer
@@ -62,11 +73,7 @@ func TestWhatIsWrittenIsRead(t *testing.T) {
 		"no configuration":  func(d *Domain, _ *[]Page) { d.Config, d.MandatoryFlags = nil, flagStreamV2 },
 		"nothing of libxl":  func(d *Domain, _ *[]Page) { d.Toolstack = nil },
 		"no body of a page": func(_ *Domain, p *[]Page) { *p = []Page{{Frame: 1, Type: Broken}, {Frame: 2, Type: AllocOnly}} },
-		"PV": func(d *Domain, p *[]Page) {
-			d.Guest = PV
-			d.Records = []Record{{PVInfo, []byte{8, 4, 0, 0, 0, 0, 0, 0}}, {StaticDataEnd, nil}, {P2MFrames, make([]byte, 24)}, {VCPUBasic, make([]byte, 100)}}
-			(*p)[3].Type, (*p)[4].Type = L1, L4Pinned
-		},
+		"PV": pv,
 	} {
 		t.Run(name, func(t *testing.T) {
 			d, pages := sample()
@@ -133,6 +140,61 @@ func TestParams(t *testing.T) {
 	d.Records = nil
 	if got, err := d.Params(); len(got) != 0 || err != nil {
 		t.Errorf("a guest without parameters has %v (%v)", got, err)
+	}
+}
+
+func TestP2M(t *testing.T) {
+	d, pages := sample()
+	pv(d, &pages)
+	seen := 0
+	read := &Domain{}
+	err := read.ReadWith(bytes.NewReader(write(t, d, pages[:3])), func(Page) error {
+		seen++
+		p, err := read.P2M() // before the records behind the pages
+		if want := (P2M{700, []uint64{7, 0x20}}); err != nil || !reflect.DeepEqual(p, want) {
+			t.Errorf("machine frames are in %+v (%v), want %+v", p, err, want)
+		}
+		return nil
+	})
+	if err != nil || seen != 3 {
+		t.Fatalf("%d pages (%v)", seen, err)
+	}
+	for name, c := range map[string]struct {
+		change func()
+		kind   error
+	}{
+		"a page too few":    {func() { d.Records[2].Body = d.Records[2].Body[:16] }, ErrCorrupt},
+		"another first":     {func() { d.Records[2].Body[0] = 1 }, ErrCorrupt},
+		"too many frames":   {func() { d.Records[2].Body[7] = 0xff }, ErrCorrupt},
+		"not even a header": {func() { d.Records[2].Body = d.Records[2].Body[:4] }, ErrCorrupt},
+		"no list":           {func() { d.Records[2].Type = SharedInfo }, ErrCorrupt},
+		"32 bits":           {func() { d.Records[0].Body = []byte{4, 3, 0, 0, 0, 0, 0, 0} }, ErrUnknown},
+		"no kind":           {func() { d.Records = d.Records[1:] }, ErrCorrupt},
+	} {
+		d, pages = sample()
+		pv(d, &pages)
+		c.change()
+		if _, err := d.P2M(); !errors.Is(err, c.kind) {
+			t.Errorf("%s: %v, want %v", name, err, c.kind)
+		}
+	}
+}
+
+// What makes pages fails, in the middle.
+func TestPagesThatFail(t *testing.T) {
+	d, pages := sample()
+	broken := errors.New("broken")
+	var b bytes.Buffer
+	err := d.WriteWith(&b, func(yield func([]Page, error) bool) {
+		if yield(pages[:2], nil) {
+			yield(nil, broken)
+		}
+	})
+	if !errors.Is(err, broken) {
+		t.Errorf("written: %v", err)
+	}
+	if _, got, err := read(&b); !errors.Is(err, ErrTruncated) || len(got) != 2 {
+		t.Errorf("read are %d pages (%v)", len(got), err)
 	}
 }
 
@@ -275,9 +337,9 @@ func FuzzRead(f *testing.F) {
 		f.Fatal(err)
 	}
 	f.Add(small.Bytes())
-	d.Guest, d.Records = PV, []Record{{StaticDataEnd, nil}, {P2MFrames, make([]byte, 24)}}
+	pv(d, &pages)
 	small = bytes.Buffer{}
-	if err := d.Write(&small, nil); err != nil {
+	if err := d.Write(&small, pages[2:6]); err != nil {
 		f.Fatal(err)
 	}
 	f.Add(small.Bytes())
@@ -296,6 +358,9 @@ func FuzzRead(f *testing.F) {
 			t.Error("read again, it is another")
 		}
 		d.Params()
+		if p, err := d.P2M(); err == nil && uint64(len(p.Pages)) != (p.Frames+P2MEntries-1)/P2MEntries {
+			t.Errorf("%d frames have %d pages of machine frames", p.Frames, len(p.Pages))
+		}
 	})
 }
 

@@ -3,12 +3,18 @@ package stream
 import (
 	"encoding/binary"
 	"io"
+	"iter"
 )
 
 // Write writes a stream for "xl restore", with pages or without, in many small
 // writes. What [Read] made of a stream, with its pages, makes the same stream but
 // for the distribution of pages over records.
 func (d *Domain) Write(w io.Writer, pages []Page) error {
+	return d.WriteWith(w, func(yield func([]Page, error) bool) { yield(pages, nil) })
+}
+
+// WriteWith does what [Domain.Write] does, with pages that come some at a time. Their error ends it.
+func (d *Domain) WriteWith(w io.Writer, pages iter.Seq2[[]Page, error]) error {
 	if err := d.check(); err != nil {
 		return err
 	}
@@ -19,8 +25,13 @@ func (d *Domain) Write(w io.Writer, pages []Page) error {
 	if err := writeRecords(w, d.Records[:first]); err != nil {
 		return err
 	}
-	if err := writePages(w, pages); err != nil {
-		return err
+	for some, err := range pages {
+		if err != nil {
+			return err
+		}
+		if err := writePages(w, some); err != nil {
+			return err
+		}
 	}
 	for _, records := range [][]Record{d.Records[first:], {{End, nil}}, d.Toolstack, {{End, nil}}} {
 		if err := writeRecords(w, records); err != nil {
