@@ -43,9 +43,9 @@ const envKernel = "MPIRUN_SF_XEN_KERNEL"
 const bootLimit = 5 * time.Minute
 
 // find is the driver of this machine. Without Xen, the test is skipped.
-func find(t *testing.T) *Driver {
+func find(t *testing.T, g Guests) *Driver {
 	t.Helper()
-	d, err := Find(t.Context())
+	d, err := Find(t.Context(), g)
 	if errors.Is(err, hypervisor.ErrNotSupported) {
 		t.Skip(err)
 	}
@@ -107,10 +107,19 @@ func makeGuest(t *testing.T) conformance.Guest {
 
 // TestConformance has one guest for all, since it is its boot that takes long. To run a part of it wants "boot and suspend" as well.
 func TestConformance(t *testing.T) {
-	d := find(t)
+	d := find(t, PVH)
 	f := &frozen{conformance.Run(t, d, makeGuest(t)), d}
 	f.Seal(t, conformance.Traits{OnDemand: d.OnDemand()})
 	t.Run("descriptor", f.describe)
 	t.Run("memory", f.RunMemory)
 	t.Run("on demand", f.onDemand)
+}
+
+// TestConformancePV is the same for PV guests, whose memory is there at once.
+func TestConformancePV(t *testing.T) {
+	d := find(t, PV)
+	f := &frozen{conformance.Run(t, d, makeGuest(t)), d}
+	f.Seal(t, conformance.Traits{OnDemand: d.OnDemand()})
+	t.Run("descriptor", f.describe)
+	t.Run("memory", f.RunMemory)
 }

@@ -9,7 +9,6 @@ import (
 	"strings"
 	"sync/atomic"
 
-	"github.com/mpirun-sf/mpirun-sf/vmfork/descriptor"
 	"github.com/mpirun-sf/mpirun-sf/vmfork/hypervisor"
 	"github.com/mpirun-sf/mpirun-sf/vmfork/hypervisor/guestport"
 	"github.com/mpirun-sf/mpirun-sf/xen/device"
@@ -23,6 +22,7 @@ const Tool = "xl"
 
 // Driver makes domains. It implements [hypervisor.Driver].
 type Driver struct {
+	guests Guests
 	tool   string // absolute path
 	xen    *privcmd.Handle
 	store  *store.Client
@@ -39,12 +39,12 @@ var _ hypervisor.Driver = (*Driver)(nil)
 
 // Find looks for Xen and its tools, and destroys the domains of drivers that were killed. An
 // error that matches [hypervisor.ErrNotSupported] says what there is not.
-func Find(ctx context.Context) (*Driver, error) {
+func Find(ctx context.Context, g Guests) (*Driver, error) {
 	handle, err := privcmd.Open()
 	if err != nil {
 		return nil, err
 	}
-	d := &Driver{xen: handle}
+	d := &Driver{guests: g, xen: handle}
 	if err := d.open(ctx); err != nil {
 		d.Close()
 		return nil, err
@@ -53,6 +53,9 @@ func Find(ctx context.Context) (*Driver, error) {
 }
 
 func (d *Driver) open(ctx context.Context) (err error) {
+	if err := d.guests.lacks(d.xen.Makes()); err != nil {
+		return err
+	}
 	if err = d.openTools(ctx); err != nil {
 		return err
 	}
@@ -60,7 +63,9 @@ func (d *Driver) open(ctx context.Context) (err error) {
 		return err
 	}
 	d.bus = device.NewBus(d.store, d.grants)
-	d.paging = d.xen.Paging()
+	if d.paging = errNoPaging; d.guests == PVH {
+		d.paging = d.xen.Paging()
+	}
 	if err := d.sweep(ctx, ownersFolder); err != nil {
 		return err
 	}
@@ -102,36 +107,20 @@ func (d *Driver) Close() error {
 }
 
 // Name implements [hypervisor.Driver].
-func (d *Driver) Name() string { return name }
+func (d *Driver) Name() string { return d.guests.Name() }
 
 // Version implements [hypervisor.Driver]. What the processor must have is in a device
 // state itself, and checked by Xen.
-func (d *Driver) Version() string { return fmt.Sprintf("Xen %v pvh", d.xen.Release()) }
+func (d *Driver) Version() string { return fmt.Sprintf("Xen %v %v", d.xen.Release(), d.guests) }
 
 // OnDemand is nil where a restored machine gets its memory page by page, as it touches it. Else the error matches
 // [hypervisor.ErrNotSupported] and says why all of it has to be there first.
 func (d *Driver) OnDemand() error { return d.paging }
 
-// lowMemory is where RAM makes room for ACPI tables, the APIC and Xen's own pages, and
-// goes on at 4 GiB (libxl's libxl__build_hvm, for guests without a device model).
-const lowMemory, highMemory = 0xfc000000, 4 << 30
+const errNoPaging = hypervisor.Lacks("Xen brings memory on demand to PVH guests only: a PV guest's page tables name the machine's frames, so these have to be there")
 
 // Describe implements [hypervisor.Driver].
-func (d *Driver) Describe(s hypervisor.Shape) hypervisor.Description {
-	return hypervisor.Description{
-		Accelerator: "xen", Machine: "pvh",
-		Devices:   []string{"console", "vbd", "vif"},
-		MemoryMap: memoryMap(s.Memory),
-	}
-}
-
-func memoryMap(size int64) []descriptor.Range {
-	ranges := []descriptor.Range{{Start: 0, Size: uint64(min(size, lowMemory)), Offset: 0}}
-	if size > lowMemory {
-		ranges = append(ranges, descriptor.Range{Start: highMemory, Size: uint64(size - lowMemory), Offset: lowMemory})
-	}
-	return ranges
-}
+func (d *Driver) Describe(s hypervisor.Shape) hypervisor.Description { return d.guests.describe(s) }
 
 // Boot implements [hypervisor.Driver].
 func (d *Driver) Boot(ctx context.Context, cfg hypervisor.Config, k hypervisor.Kernel) (hypervisor.VM, error) {
@@ -169,9 +158,9 @@ const firstPort = 1
 
 // config is a domain's configuration, as xl reads it. A restored guest has no kernel to
 // load, but xl wants one to be named.
-func config(name string, s hypervisor.Shape, k hypervisor.Kernel) string {
+func config(name string, g Guests, s hypervisor.Shape, k hypervisor.Kernel) string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "name=%s\ntype=\"pvh\"\nmemory=%d\nvcpus=%d\n", quote(name), s.Memory>>20, s.VCPUs)
+	fmt.Fprintf(&b, "name=%s\ntype=%s\nmemory=%d\nvcpus=%d\n", quote(name), quote(g.String()), s.Memory>>20, s.VCPUs)
 	if k.Image == "" {
 		k.Image = os.DevNull
 	}

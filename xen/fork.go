@@ -67,6 +67,10 @@ func (v *vm) sink(ctx context.Context) (s *sink, finish func() error, err error)
 		}
 		v.dirtied = newComparer(r, v.cfg.Memory)
 		s.ram = v.dirtied.compare
+		if v.d.guests == PV {
+			v.machine = &translation{layout: v.layout, dirtied: v.dirtied.dirtied}
+			s.machine = v.machine
+		}
 		return s, r.Close, nil
 	}
 	f, err := os.OpenFile(v.cfg.MemoryPath, os.O_WRONLY, 0)
@@ -93,7 +97,7 @@ func (v *vm) save(ctx context.Context, s *sink) (*stream.Domain, error) {
 	}
 	read := make(chan result, 1)
 	go func() {
-		d, err := stream.Read(bufio.NewReaderSize(r, 1<<20), s.take)
+		d, err := s.read(bufio.NewReaderSize(r, 1<<20))
 		if err != nil {
 			r.Close() // xl need not go on
 		}
@@ -138,7 +142,11 @@ func (v *vm) Dirtied(context.Context) (*bitset.BitSet, io.ReaderAt, error) {
 	if v.dirtied == nil {
 		return nil, nil, fmt.Errorf("find the pages that %s has written: it was not restored and suspended", v.cfg.Name)
 	}
-	return v.dirtied.dirtied, &ram{v.d.xen, v.id, v.layout, v.ctx.Done()}, nil
+	r := &ram{xen: v.d.xen, id: v.id, frame: v.layout.frame, gone: v.ctx.Done()}
+	if m := v.machine; m != nil {
+		r.frame, r.tables = m.machine, m.tables
+	}
+	return v.dirtied.dirtied, r, nil
 }
 
 // Restore implements [hypervisor.VM].
@@ -165,9 +173,15 @@ func (v *vm) restore(ctx context.Context, b []byte) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	s, err := decodeState(b)
+	s, err := decodeState(b, v.d.guests)
 	if err != nil {
 		return fmt.Errorf("the device state does not load: %w", err)
+	}
+	if v.d.guests == PV {
+		if err := v.loadWhole(ctx, b); err != nil {
+			return err
+		}
+		return v.run(ctx)
 	}
 	if err := v.load(ctx, s); err != nil {
 		return fmt.Errorf("the device state does not load: %w", err)

@@ -25,6 +25,7 @@ const (
 	holderName = "mpirun-sf-xen-holder" // waits for the driver's end, and destroys what it has left
 	fillerName = "mpirun-sf-xen-filler" // gives a domain its memory, all of it
 	pagerName  = "mpirun-sf-xen-pager"  // gives a domain its memory as it touches it
+	writerName = "mpirun-sf-xen-writer" // writes what a domain with its memory is made of
 	readerName = "mpirun-sf-xen-reader" // reads a memory file to be compared
 	diskName   = "mpirun-sf-xen-disk"   // serves a domain's disk
 )
@@ -39,6 +40,8 @@ func init() {
 		err = beFiller(os.Args[1:])
 	case pagerName:
 		err = bePager(os.Args[1:])
+	case writerName:
+		err = beWriter(os.Args[1:])
 	case readerName:
 		err = beReader(os.Args[1:])
 	case diskName:
@@ -97,7 +100,7 @@ func beFiller(args []string) error {
 	if err != nil {
 		return err
 	}
-	return fill(context.Background(), handle, id, memoryMap(size), &frames, memory)
+	return fill(context.Background(), handle, id, PVH.memoryMap(size), &frames, memory)
 }
 
 // domainArgs are the arguments of a helper that gives a domain its memory: the domain's number, how much memory it has, and the path of

@@ -29,7 +29,7 @@ const victimMemory = 128 << 20
 func beVictim(dir string) error {
 	ctx, cancel := context.WithTimeout(context.Background(), bootLimit)
 	defer cancel()
-	d, err := Find(ctx)
+	d, err := Find(ctx, PVH)
 	if err != nil {
 		return err
 	}
@@ -105,7 +105,7 @@ func (v victim) exists(t *testing.T, d *Driver) bool {
 // TestKilled: when a process is killed, its guests end; and when what should see to that was killed as well, they end when the
 // next driver begins.
 func TestKilled(t *testing.T) {
-	d := find(t)
+	d := find(t, PVH)
 	v := startVictim(t)
 	if !v.exists(t, d) {
 		t.Fatalf("there is no domain %d", v.domain)
@@ -129,7 +129,7 @@ func TestKilled(t *testing.T) {
 	if !v.exists(t, d) {
 		t.Error("a domain that nobody destroys is gone")
 	}
-	next, err := Find(t.Context())
+	next, err := Find(t.Context(), PVH)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -24,7 +24,8 @@ type sink struct {
 	frames  stream.Frames
 	kept    []stream.Page // not RAM: they go with the device state
 	ram     func(offset int64, content []byte) error
-	content int // pages of RAM
+	machine *translation // to be filled, if it is not nil
+	content int          // pages of RAM
 }
 
 // keptLimit is how many pages may be outside of RAM: a PVH guest has about twenty.
@@ -32,6 +33,29 @@ const keptLimit = 4096
 
 // take is for stream.Read.
 func (s *sink) take(p stream.Page) error {
+	if err := s.place(p); err != nil || s.machine == nil {
+		return err
+	}
+	return s.machine.take(p)
+}
+
+// read reads a saved domain, and takes its pages.
+func (s *sink) read(r io.Reader) (*stream.Domain, error) {
+	d := &stream.Domain{}
+	if s.machine != nil {
+		s.machine.saved = d
+	}
+	if err := d.ReadWith(r, s.take); err != nil {
+		return nil, err
+	}
+	if s.machine != nil {
+		return d, s.machine.end()
+	}
+	return d, nil
+}
+
+// place puts a page where it belongs.
+func (s *sink) place(p stream.Page) error {
 	if err := s.frames.Add(p.Frame, p.Type); err != nil {
 		return err
 	}
@@ -177,8 +201,9 @@ func fillPiece(xen *privcmd.Handle, id privcmd.Domain, p paging.Piece, memory io
 type ram struct {
 	xen    *privcmd.Handle
 	id     privcmd.Domain
-	layout layout
-	gone   <-chan struct{} // closed when the domain must not be touched any more
+	frame  func(offset int64) (frame uint64, ok bool) // by which Xen maps it
+	tables map[int64][]byte                           // pages, by offset, that are others in the domain than in the file
+	gone   <-chan struct{}                            // closed when the domain must not be touched any more
 }
 
 // ReadAt implements io.ReaderAt.
@@ -190,9 +215,13 @@ func (r *ram) ReadAt(p []byte, off int64) (n int, err error) {
 		default:
 		}
 		at := off + int64(n)
+		if t := r.tables[at/pageSize*pageSize]; t != nil {
+			n += copy(p[n:], t[at%pageSize:])
+			continue
+		}
 		var frames []uint64
-		for o := at / pageSize * pageSize; o < off+int64(len(p)) && len(frames) < chunk; o += pageSize {
-			frame, ok := r.layout.frame(o)
+		for o := at / pageSize * pageSize; o < off+int64(len(p)) && len(frames) < chunk && r.tables[o] == nil; o += pageSize {
+			frame, ok := r.frame(o)
 			if !ok {
 				return n, fmt.Errorf("read RAM of domain %d: offset %d is not RAM", r.id, o)
 			}

@@ -21,7 +21,7 @@ type frozen struct {
 const sizeLimit = 200_000
 
 func (f *frozen) describe(t *testing.T) {
-	s, err := decodeState(f.State())
+	s, err := decodeState(f.State(), f.d.guests)
 	if err != nil {
 		t.Fatal(err)
 	}

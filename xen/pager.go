@@ -158,7 +158,7 @@ func bePager(args []string) error {
 	if err != nil {
 		return err
 	}
-	pieces := slices.Collect(layout(memoryMap(size)).pieces(&frames))
+	pieces := slices.Collect(PVH.memoryMap(size).pieces(&frames))
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
 	p, err := paging.Attach(ctx, handle, id, pieces, first.VCPUs, memory)

@@ -17,7 +17,7 @@ import (
 )
 
 func TestLayout(t *testing.T) {
-	small, big := layout(memoryMap(128<<20)), layout(memoryMap(6<<30))
+	small, big := PVH.memoryMap(128<<20), PVH.memoryMap(6<<30)
 	for _, c := range []struct {
 		l      layout
 		frame  uint64
@@ -62,7 +62,7 @@ func framesOf(t *testing.T, runs ...stream.Run) *stream.Frames {
 func TestPieces(t *testing.T) {
 	frames := framesOf(t, stream.Run{First: 0, Count: 0xa0}, stream.Run{First: 0x100, Count: 0x600}, stream.Run{First: 0x700, Count: 1, Type: stream.Invalid},
 		stream.Run{First: 0xfbffe, Count: 4}, stream.Run{First: 0x100000, Count: 2})
-	got := slices.Collect(layout(memoryMap(5 << 30)).pieces(frames))
+	got := slices.Collect(PVH.memoryMap(5 << 30).pieces(frames))
 	want := []paging.Piece{
 		{First: 0, Count: 0xa0, Offset: 0}, {First: 0x100, Count: 0x600, Offset: 0x100000},
 		{First: 0xfbffe, Count: 2, Offset: 0xfbffe000}, {First: 0x100000, Count: 2, Offset: 0xfc000000},
@@ -99,7 +99,7 @@ func TestMemoryFile(t *testing.T) {
 	}
 	_, pages := domain()
 	w := &imageWriter{f: f}
-	s := &sink{layout: memoryMap(size), ram: w.write}
+	s := &sink{layout: PVH.memoryMap(size), ram: w.write}
 	for _, p := range append(pages, stream.Page{Frame: 0xff000, Type: stream.Invalid}) {
 		if err := s.take(p); err != nil {
 			t.Fatal(err)
@@ -117,7 +117,7 @@ func TestMemoryFile(t *testing.T) {
 	}
 	// Of the machine that was made of it, one page is another.
 	c := newComparer(f, size)
-	s = &sink{layout: memoryMap(size), ram: c.compare}
+	s = &sink{layout: PVH.memoryMap(size), ram: c.compare}
 	pages[1].Content = bytes.Repeat([]byte{9}, pageSize)
 	for _, p := range pages {
 		if err := s.take(p); err != nil {
@@ -147,7 +147,7 @@ func TestState(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s, err := decodeState(b)
+	s, err := decodeState(b, PVH)
 	if err != nil || !reflect.DeepEqual(&s.frames, frames) {
 		t.Fatalf("it came back as %+v (%v)", s, err)
 	}
@@ -156,11 +156,11 @@ func TestState(t *testing.T) {
 		t.Errorf("the saved domain has the pages %x (%v)", kept, err)
 	}
 	for n := range b {
-		if _, err := decodeState(b[:n]); err == nil {
+		if _, err := decodeState(b[:n], PVH); err == nil {
 			t.Fatalf("%d of %d bytes load", n, len(b))
 		}
 	}
-	if _, err := decodeState(append(b, 0)); !errors.Is(err, errState) {
+	if _, err := decodeState(append(b, 0), PVH); !errors.Is(err, errState) {
 		t.Errorf("a byte behind it: %v", err)
 	}
 	d.Guest = stream.PV
@@ -168,7 +168,7 @@ func TestState(t *testing.T) {
 	if b, err = encodeState(d, frames, nil); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := decodeState(b); !errors.Is(err, errState) {
+	if _, err := decodeState(b, PVH); !errors.Is(err, errState) {
 		t.Errorf("a PV guest: %v", err)
 	}
 }
@@ -181,11 +181,11 @@ func FuzzState(f *testing.F) {
 	}
 	f.Add(b)
 	f.Fuzz(func(t *testing.T, b []byte) {
-		s, err := decodeState(b)
+		s, err := decodeState(b, PVH)
 		if err != nil {
 			return
 		}
-		for p := range layout(memoryMap(1 << 40)).pieces(&s.frames) {
+		for p := range PVH.memoryMap(1 << 40).pieces(&s.frames) {
 			if p.Offset < 0 || p.Offset+int64(p.Count)*pageSize > 1<<40 {
 				t.Errorf("%d frames are at %#x", p.Count, p.Offset)
 			}
@@ -194,12 +194,12 @@ func FuzzState(f *testing.F) {
 }
 
 func TestConfig(t *testing.T) {
-	got := config("clone-1", hypervisor.Shape{VCPUs: 2, Memory: 256 << 20}, hypervisor.Kernel{Image: "/k", Initrd: "/i", Cmdline: `a "b"`})
+	got := config("clone-1", PVH, hypervisor.Shape{VCPUs: 2, Memory: 256 << 20}, hypervisor.Kernel{Image: "/k", Initrd: "/i", Cmdline: `a "b"`})
 	want := "name=\"clone-1\"\ntype=\"pvh\"\nmemory=256\nvcpus=2\nkernel=\"/k\"\nramdisk=\"/i\"\ncmdline='a \"b\"'\n"
 	if got != want {
 		t.Errorf("it is\n%s, want\n%s", got, want)
 	}
-	if got := config("x", hypervisor.Shape{}, hypervisor.Kernel{}); !strings.HasSuffix(got, "kernel=\"/dev/null\"\n") {
+	if got := config("x", PVH, hypervisor.Shape{}, hypervisor.Kernel{}); !strings.HasSuffix(got, "kernel=\"/dev/null\"\n") {
 		t.Errorf("of a restored one it is\n%s", got)
 	}
 	for _, bad := range []string{"a\nb", `"'`, `\`} {

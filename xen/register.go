@@ -8,46 +8,53 @@ import (
 	"github.com/mpirun-sf/mpirun-sf/xen/privcmd"
 )
 
-// name is the driver's, and the accelerator's, for there is but one.
-const name = "xen"
+// accelerator is the only one that there is, so there is nothing to choose from.
+const accelerator = "xen"
 
 func init() {
-	hypervisor.Register(hypervisor.Kind{
-		Name: name,
-		Here: func() bool {
-			handle, err := privcmd.Open()
-			if err != nil {
-				return false
-			}
-			handle.Close()
-			return true
-		},
-		Check: check,
-		Probe: func(context.Context) (string, error) { return name, nil },
-		Find: func(ctx context.Context, _ string) (hypervisor.Driver, error) {
-			d, err := Find(ctx)
-			if err != nil {
-				return nil, err
-			}
-			return d, nil
-		},
-		Modules: []string{"xen_blkfront", "xen_netfront"},
-		Sweep:   Sweep,
-	})
+	for _, g := range []Guests{PVH, PV} {
+		hypervisor.Register(hypervisor.Kind{
+			Name:  g.Name(),
+			Here:  g.here,
+			Check: g.check,
+			Probe: func(context.Context) (string, error) { return accelerator, nil },
+			Find: func(ctx context.Context, _ string) (hypervisor.Driver, error) {
+				d, err := Find(ctx, g)
+				if err != nil {
+					return nil, err
+				}
+				return d, nil
+			},
+			Modules: []string{"xen_blkfront", "xen_netfront"},
+			Sweep:   Sweep,
+		})
+	}
+}
+
+// here is [hypervisor.Kind.Here].
+func (g Guests) here() bool {
+	handle, err := privcmd.Open()
+	if err != nil {
+		return false
+	}
+	defer handle.Close()
+	b, ok := best(handle.Makes())
+	return ok && g == b
 }
 
 // check is [hypervisor.Kind.Check]: without a driver, and without destroying what others have left.
-func check(ctx context.Context) (release string, err error) {
+func (g Guests) check(ctx context.Context) (release string, err error) {
 	release = "Xen 4.17 or newer, as domain 0"
 	handle, err := privcmd.Open()
 	if err != nil {
 		return release, err
 	}
 	defer handle.Close()
-	d := &Driver{}
-	defer d.Close()
-	if err := d.openTools(ctx); err != nil {
+	release = fmt.Sprintf("Xen %v", handle.Release())
+	if err := g.lacks(handle.Makes()); err != nil {
 		return release, err
 	}
-	return fmt.Sprintf("Xen %v", handle.Release()), nil
+	d := &Driver{}
+	defer d.Close()
+	return release, d.openTools(ctx)
 }

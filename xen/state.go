@@ -10,15 +10,17 @@ import (
 )
 
 // state is the device state of a machine: which frames the guest had, and the saved
-// domain with those pages alone that are not in the memory file. What its processors' registers
+// domain with those pages alone that are not in the memory file. What a PVH guest's processors' registers
 // say of its memory is read out of the saved domain.
 //
 // Its bytes are a magic, the length of the list of frames as a variable-length integer,
 // the list (package stream), and the stream for "xl restore".
 type state struct {
 	frames stream.Frames
-	vcpus  []stream.VCPU
+	vcpus  []stream.VCPU // of a PVH guest
 	saved  []byte
+	domain *stream.Domain // what is in saved
+	kept   []stream.Page  // and its pages
 }
 
 const stateMagic = "SFXEN\x00\x01\n"
@@ -41,9 +43,9 @@ func encodeState(d *stream.Domain, frames *stream.Frames, kept []stream.Page) ([
 	return b.Bytes(), nil
 }
 
-// decodeState reads all of one, so that what is wrong with it is known before there is
+// decodeState reads all of one of a guest of that kind, so that what is wrong with it is known before there is
 // a domain.
-func decodeState(b []byte) (*state, error) {
+func decodeState(b []byte, g Guests) (*state, error) {
 	rest, ok := bytes.CutPrefix(b, []byte(stateMagic))
 	if !ok {
 		if len(b) == 0 {
@@ -61,14 +63,24 @@ func decodeState(b []byte) (*state, error) {
 		return nil, err
 	}
 	in := bytes.NewReader(saved)
-	d, err := stream.Read(in, func(stream.Page) error { return nil })
+	var err error
+	s.domain, err = stream.Read(in, func(p stream.Page) error {
+		p.Content = bytes.Clone(p.Content)
+		s.kept = append(s.kept, p)
+		return nil
+	})
 	if err != nil {
 		return nil, err
 	}
-	if d.Guest != stream.HVM || in.Len() > 0 {
-		return nil, fmt.Errorf("%w: it has a %v guest and %d bytes behind it", errState, d.Guest, in.Len())
+	if s.domain.Guest != g.saved() || in.Len() > 0 {
+		return nil, fmt.Errorf("%w: it has a guest of type %v, not %v, and %d bytes behind it", errState, s.domain.Guest, g.saved(), in.Len())
 	}
-	if s.vcpus, err = d.VCPUs(); err != nil {
+	if g == PVH {
+		s.vcpus, err = s.domain.VCPUs()
+	} else {
+		_, err = s.domain.P2M()
+	}
+	if err != nil {
 		return nil, err
 	}
 	s.saved = saved

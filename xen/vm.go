@@ -38,6 +38,7 @@ type vm struct {
 	watching chan struct{} // closed when nobody looks after the domain
 	image    bool          // the memory file is the machine's RAM, of an earlier suspension
 	dirtied  *comparer     // of the last suspension of one that was restored
+	machine  *translation  // of that, if its guest is PV
 	pager    *pager        // what brings its memory, nil if it is there
 
 	mu     sync.Mutex // guards all below
@@ -68,7 +69,7 @@ func (d *Driver) newVM(ctx context.Context, cfg hypervisor.Config) (*vm, error) 
 	}
 	v := &vm{
 		d: d, cfg: cfg, name: d.owner.domainName(cfg.Name, d.domains.Add(1)),
-		layout: memoryMap(cfg.Memory), done: make(chan struct{}),
+		layout: d.guests.memoryMap(cfg.Memory), done: make(chan struct{}),
 	}
 	v.ctx, v.cancel = context.WithCancel(context.WithoutCancel(ctx))
 	return v, nil
@@ -100,7 +101,7 @@ func (v *vm) create(ctx context.Context, k hypervisor.Kernel, file *os.File, arg
 		return err
 	}
 	path := filepath.Join(v.cfg.Dir, v.name+".cfg")
-	if err := os.WriteFile(path, []byte(config(v.name, v.cfg.Shape, k)), 0o600); err != nil {
+	if err := os.WriteFile(path, []byte(config(v.name, v.d.guests, v.cfg.Shape, k)), 0o600); err != nil {
 		return err
 	}
 	defer os.Remove(path)

@@ -73,7 +73,7 @@ func TestWhatIsWrittenIsRead(t *testing.T) {
 		"no configuration":  func(d *Domain, _ *[]Page) { d.Config, d.MandatoryFlags = nil, flagStreamV2 },
 		"nothing of libxl":  func(d *Domain, _ *[]Page) { d.Toolstack = nil },
 		"no body of a page": func(_ *Domain, p *[]Page) { *p = []Page{{Frame: 1, Type: Broken}, {Frame: 2, Type: AllocOnly}} },
-		"PV": pv,
+		"PV":                pv,
 	} {
 		t.Run(name, func(t *testing.T) {
 			d, pages := sample()

@@ -1,0 +1,184 @@
+package xen
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"iter"
+	"os"
+	"os/exec"
+	"strconv"
+	"syscall"
+
+	"github.com/mpirun-sf/mpirun-sf/vmfork/hypervisor"
+	"github.com/mpirun-sf/mpirun-sf/xen/stream"
+)
+
+// loadWhole has xl make a domain of a PV guest's state and of its memory, all at once: xl pins page tables, and writes into
+// other pages, before it is done, so these must be there. What puts the two together is a process of its own, for the reasons that a filler has.
+func (v *vm) loadWhole(ctx context.Context, b []byte) error {
+	r, w, err := memoryPipe()
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	defer w.Close()
+	cmd := v.d.process(ctx, self, nil)
+	cmd.Args = []string{writerName, v.d.guests.String(), strconv.FormatInt(v.cfg.Memory, 10), v.cfg.MemoryPath}
+	cmd.ExtraFiles = nil // not the owner's lock: it makes no domain, and ends with its output
+	var said bytes.Buffer
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = bytes.NewReader(b), w, &said
+	if err := cmd.Start(); err != nil {
+		return fmt.Errorf("start what writes its memory: %w", err)
+	}
+	w.Close()
+	made := v.create(ctx, hypervisor.Kernel{}, r, "restore", "-p", "-e")
+	r.Close() // what xl has not read, nobody will
+	written := cmd.Wait()
+	ended, failed := errors.AsType[*exec.ExitError](written)
+	switch {
+	case ctx.Err() != nil && made == nil:
+		return ctx.Err()
+	case ctx.Err() != nil:
+		return fmt.Errorf("wait for its memory: %w", ctx.Err())
+	case said.Len() > 0: // xl complains of what follows from it
+		return errors.New(complaintOf(said.Bytes()))
+	case failed && ended.Sys().(syscall.WaitStatus).Signal() != syscall.SIGPIPE:
+		return fmt.Errorf("what writes its memory has ended: %w", written)
+	case made != nil:
+		return fmt.Errorf("the device state does not load: %w", made)
+	}
+	return written
+}
+
+// beWriter is the writer's life. Its arguments are the kind of guests, how much memory the machine has, and the path of the memory file; its
+// input is the device state, its output what xl restores.
+func beWriter(args []string) error {
+	if len(args) != 3 || args[0] != PV.String() {
+		return fmt.Errorf("arguments %q instead of %v, a size and a memory file", args, PV)
+	}
+	size, err := strconv.ParseInt(args[1], 10, 64)
+	if err != nil {
+		return err
+	}
+	b, err := io.ReadAll(os.Stdin)
+	if err != nil {
+		return err
+	}
+	s, err := decodeState(b, PV)
+	if err != nil {
+		return err
+	}
+	memory, err := os.Open(args[2])
+	if err != nil {
+		return err
+	}
+	defer memory.Close()
+	w := bufio.NewWriterSize(os.Stdout, writeSize)
+	if err := s.writeWhole(context.Background(), w, PV.memoryMap(size), memory); err != nil {
+		return err
+	}
+	return w.Flush()
+}
+
+// writeWhole writes a saved domain with all of its pages: those outside of RAM from the state, the others from a memory file.
+func (s *state) writeWhole(ctx context.Context, w io.Writer, l layout, memory io.ReaderAt) error {
+	kept := map[uint64]stream.Page{}
+	for _, p := range s.kept {
+		kept[p.Frame] = p
+	}
+	return s.domain.WriteWith(w, ahead(ctx, batches(&s.frames), func(pages []stream.Page) error {
+		return readPages(pages, l, memory, kept)
+	}))
+}
+
+// batches are the pages of a list of frames, without content, some at a time.
+func batches(frames *stream.Frames) iter.Seq[[]stream.Page] {
+	return func(yield func([]stream.Page) bool) {
+		var pages []stream.Page
+		for run := range frames.Runs() {
+			for i := range run.Count {
+				if pages = append(pages, stream.Page{Frame: run.First + i, Type: run.Type}); len(pages) < chunk {
+					continue
+				}
+				if !yield(pages) {
+					return
+				}
+				pages = nil
+			}
+		}
+		if len(pages) > 0 {
+			yield(pages)
+		}
+	}
+}
+
+// readPages reads what is in pages, those that are consecutive in the memory file at once.
+func readPages(pages []stream.Page, l layout, memory io.ReaderAt, kept map[uint64]stream.Page) error {
+	for i := 0; i < len(pages); {
+		p := &pages[i]
+		first, ok := l.offset(p.Frame)
+		if !ok || !p.Type.HasContent() {
+			if i++; !p.Type.HasContent() {
+				continue
+			}
+			k, ok := kept[p.Frame]
+			if !ok || k.Type != p.Type {
+				return fmt.Errorf("%w: it lacks the page at frame %#x", errState, p.Frame)
+			}
+			p.Content = k.Content
+			continue
+		}
+		count := 1
+		for i+count < len(pages) && pages[i+count].Type.HasContent() {
+			if at, ok := l.offset(pages[i+count].Frame); !ok || at != first+int64(count)*pageSize {
+				break
+			}
+			count++
+		}
+		content := make([]byte, count*pageSize)
+		if n, err := memory.ReadAt(content, first); n < len(content) {
+			return fmt.Errorf("read its memory file: %w", err)
+		}
+		for j := range count {
+			pages[i+j].Content = content[j*pageSize:][:pageSize:pageSize]
+		}
+		i += count
+	}
+	return nil
+}
+
+// ahead gives batches in their order when they were read, some of which are read side by side meanwhile: what it waits for is mostly
+// the memory file. An error is the last that it gives.
+func ahead(ctx context.Context, batches iter.Seq[[]stream.Page], read func([]stream.Page) error) iter.Seq2[[]stream.Page, error] {
+	type result struct {
+		pages []stream.Page
+		err   error
+	}
+	return func(yield func([]stream.Page, error) bool) {
+		ctx, cancel := context.WithCancel(ctx)
+		defer cancel()
+		queue := make(chan chan result, fillWorkers-1)
+		go func() {
+			defer close(queue)
+			for b := range batches {
+				to := make(chan result, 1)
+				select {
+				case queue <- to:
+				case <-ctx.Done():
+					return
+				}
+				go func() { to <- result{b, read(b)} }()
+			}
+		}()
+		for from := range queue {
+			r := <-from
+			if !yield(r.pages, r.err) || r.err != nil {
+				return
+			}
+		}
+	}
+}
