@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"io"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -169,25 +170,44 @@ func TestState(t *testing.T) {
 		t.Fatal(err)
 	}
 	if _, err := decodeState(b, PVH); !errors.Is(err, errState) {
-		t.Errorf("a PV guest: %v", err)
+		t.Errorf("a PV guest as a PVH one: %v", err)
+	}
+	if _, err := decodeState(b, PV); !errors.Is(err, stream.ErrCorrupt) {
+		t.Errorf("a PV guest that has no list of machine frames: %v", err)
 	}
 }
 
 func FuzzState(f *testing.F) {
-	d, _ := domain()
-	b, err := encodeState(d, &stream.Frames{}, nil)
-	if err != nil {
-		f.Fatal(err)
-	}
-	f.Add(b)
-	f.Fuzz(func(t *testing.T, b []byte) {
-		s, err := decodeState(b, PVH)
-		if err != nil {
-			return
+	for _, of := range []func() (*stream.Domain, []stream.Page){domain, func() (*stream.Domain, []stream.Page) { return pvDomain(1000) }} {
+		d, pages := of()
+		var frames stream.Frames
+		for _, p := range pages[:4] {
+			if err := frames.Add(p.Frame, p.Type); err != nil {
+				f.Fatal(err)
+			}
 		}
-		for p := range PVH.memoryMap(1 << 40).pieces(&s.frames) {
-			if p.Offset < 0 || p.Offset+int64(p.Count)*pageSize > 1<<40 {
-				t.Errorf("%d frames are at %#x", p.Count, p.Offset)
+		b, err := encodeState(d, &frames, pages[3:4])
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(b)
+	}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		for _, g := range []Guests{PVH, PV} {
+			s, err := decodeState(b, g)
+			if err != nil {
+				continue
+			}
+			for p := range g.memoryMap(1 << 40).pieces(&s.frames) {
+				if p.Offset < 0 || p.Offset+int64(p.Count)*pageSize > 1<<40 {
+					t.Errorf("%d frames are at %#x", p.Count, p.Offset)
+				}
+			}
+			if s.frames.Len() < 1<<12 { // what can be read can be written, or is said to lack something
+				err := s.writeWhole(t.Context(), io.Discard, g.memoryMap(1<<20), bytes.NewReader(make([]byte, 1<<20)))
+				if err != nil && !errors.Is(err, errState) {
+					t.Error(err)
+				}
 			}
 		}
 	})
