@@ -52,6 +52,7 @@ func TestOptions(t *testing.T) {
 		"--hypervisor auto ./a":        func(o options) bool { return o.hypervisor == "qemu" },
 		"--hypervisor qemu ./a":        func(o options) bool { return o.hypervisor == "qemu" },
 		"--hypervisor xen ./a":         func(o options) bool { return o.hypervisor == "xen" },
+		"--hypervisor xen-pv ./a":      func(o options) bool { return o.hypervisor == "xen-pv" },
 		"-wdir / ./a":                  func(o options) bool { return o.dir == "/" },
 		"-wdir .. ./a":                 func(o options) bool { return o.dir == filepath.Dir(wd) },
 		"--share " + dir + " ./a":      func(o options) bool { return slices.Equal(o.shares, []shareOption{{dir, false}}) },

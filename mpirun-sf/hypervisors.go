@@ -10,7 +10,8 @@ import (
 	_ "github.com/mpirun-sf/mpirun-sf/xen"
 )
 
-const hypervisorUsage = `    --hypervisor H       qemu, xen, or auto: xen in domain 0 of a Xen, else qemu
+const hypervisorUsage = `    --hypervisor H       qemu, xen, xen-pv, or auto: in domain 0 of a Xen xen, or
+                         xen-pv on a processor without virtualization, else qemu
                          (default: MPIRUN_SF_HYPERVISOR, or auto)
 `
 

@@ -37,12 +37,18 @@ func product(t *testing.T) string {
 	return dir
 }
 
-// command is the launcher on an example.
-func command(ctx context.Context, t *testing.T, ranks, example string, args ...string) *exec.Cmd {
+// Kinds of guests, as the launcher calls them.
+const (
+	pvh = "xen"
+	pv  = "xen-pv"
+)
+
+// command is the launcher on an example, in guests of a kind.
+func command(ctx context.Context, t *testing.T, on, ranks, example string, args ...string) *exec.Cmd {
 	t.Helper()
 	dir := product(t)
 	cmd := exec.CommandContext(ctx, filepath.Join(dir, "mpirun-sf"),
-		append([]string{"--hypervisor", "xen", "--memory", memory, "-np", ranks, filepath.Join(dir, example)}, args...)...)
+		append([]string{"--hypervisor", on, "--memory", memory, "-np", ranks, filepath.Join(dir, example)}, args...)...)
 	cmd.Dir = t.TempDir()
 	return cmd
 }
@@ -52,17 +58,17 @@ type result struct {
 	status         int
 }
 
-// run runs an example on clones.
-func run(t *testing.T, ranks, example string, args ...string) result {
+// run runs an example on clones of a kind.
+func run(t *testing.T, on, ranks, example string, args ...string) result {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), runLimit)
 	defer cancel()
-	cmd := command(ctx, t, ranks, example, args...)
+	cmd := command(ctx, t, on, ranks, example, args...)
 	var stdout, stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
 	begin := time.Now()
 	err := cmd.Run()
-	t.Logf("%s on %s clones took %v:\n%s%s", example, ranks, time.Since(begin).Round(time.Millisecond), &stdout, &stderr)
+	t.Logf("%s on %s clones of %s took %v:\n%s%s", example, ranks, on, time.Since(begin).Round(time.Millisecond), &stdout, &stderr)
 	r := result{stdout.String(), stderr.String(), 0}
 	if ended, ok := errors.AsType[*exec.ExitError](err); ok {
 		r.status = ended.ExitCode()
@@ -113,9 +119,9 @@ func nothingLeft(t *testing.T) {
 }
 
 // hello runs ranks that say who they are, and checks that all have.
-func hello(t *testing.T, ranks int) result {
+func hello(t *testing.T, on string, ranks int) result {
 	t.Helper()
-	r := run(t, strconv.Itoa(ranks), "hello")
+	r := run(t, on, strconv.Itoa(ranks), "hello")
 	if r.status != 0 {
 		t.Errorf("it ended with status %d", r.status)
 	}
@@ -131,15 +137,22 @@ func hello(t *testing.T, ranks int) result {
 // TestRanks: ranks run in clones, the second time of the checkpoint that the first has made, with one more of them.
 func TestRanks(t *testing.T) {
 	for i, ranks := range []int{2, 3} {
-		if r := hello(t, ranks); strings.Contains(r.stderr, "booted") != (i == 0) {
+		if r := hello(t, pvh, ranks); strings.Contains(r.stderr, "booted") != (i == 0) {
 			t.Errorf("run %d: whether a guest was booted is wrong", i)
 		}
 	}
 }
 
+// TestRanksPV: ranks run in clones of a PV guest, which is booted from the same image and has a checkpoint of its own.
+func TestRanksPV(t *testing.T) {
+	if r := hello(t, pv, 2); !strings.Contains(r.stderr, "booted") {
+		t.Error("no guest was booted: it ran on a checkpoint of a PVH one's")
+	}
+}
+
 // TestStatus: the status of a rank that fails is the job's.
 func TestStatus(t *testing.T) {
-	if r := run(t, "2", "exit3"); r.status != 3 || !strings.Contains(r.stdout, "rank 0 of 2 exits 0") {
+	if r := run(t, pvh, "2", "exit3"); r.status != 3 || !strings.Contains(r.stdout, "rank 0 of 2 exits 0") {
 		t.Errorf("it ended with status %d", r.status)
 	}
 	nothingLeft(t)
@@ -149,7 +162,7 @@ func TestStatus(t *testing.T) {
 func TestKilled(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), runLimit)
 	defer cancel()
-	cmd := command(ctx, t, "2", "sleep", "1000")
+	cmd := command(ctx, t, pvh, "2", "sleep", "1000")
 	out, err := cmd.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
