@@ -5,7 +5,7 @@
 //
 // # The machine
 //
-// A PVH guest: no firmware, no emulated device. Its devices are this process's (package
+// A PVH guest, or, of another driver, a PV one: no firmware, no emulated device. Its devices are this process's (package
 // device), but for the disk, which is served by a process of its own (disk.go). Serial ports are consoles, and the kernel's command line says which is which,
 // for a console has no name that a guest can see without XenStore:
 // mpirun-sf.port=NAME:hvc1. XenStore itself would do for small messages, but the agent
@@ -21,16 +21,29 @@
 //     20, and all that is not a page are the device state, with the list of
 //     frames that the guest had (state.go). The domain stays, paused, to be read from or resumed.
 //  3. [Driver.Prepare] does nothing that takes time: xl makes a domain only from a state.
-//  4. Restore: xl restore -p of the device state, which leaves the domain without RAM; it
+//  4. Restore: xl restore -p of the device state, which leaves a PVH domain without RAM; it
 //     is given frames, and its memory from the memory file; devices; unpause.
 //
 // # Two ways for memory to come
 //
-// [Driver.OnDemand] says which, as the hypervisor was found. Either is a process of its own.
+// Those are for PVH guests. [Driver.OnDemand] says which, as the hypervisor was found. Either is a process of its own.
 //
 //  1. Where Xen has memory paging, a pager (pager.go, package paging) gives the domain frames without content, and each page when the guest
 //     touches it. It lives as long as the machine. A suspension has it bring the rest and end, for xl save reads all.
 //  2. Elsewhere, and where Xen refuses to page that domain, a filler (helper.go, memory.go) brings all pages before the guest runs.
+//
+// # PV guests
+//
+// They need no virtualization of the processor's ([Guests]). What is a PVH guest's own matter is Xen's with them: their page tables have the numbers of
+// the machine's frames, and Xen checks and pins them. So these differ, and all else does not:
+//
+//  1. In a saved domain page tables name the guest's frames, and every page has a type. The memory file has page tables in that form, the same
+//     whichever frames a domain has, and the list of frames has the types. All of RAM is from frame 0 on, and no page is outside of it.
+//  2. Restore: while it makes the domain, xl rewrites page tables, the list of the machine's frames, and pages that the guest shares with
+//     Xen, and Xen looks into descriptor tables. All of these have to be there, and are anywhere. So a writer (writer.go) puts the
+//     device state and all of the memory file together, for xl to read. Nothing can come on demand.
+//  3. What a suspension finds dirtied is read by the machine's frames, which the saved list tells, but page tables are
+//     kept as they were saved (translation.go).
 //
 // # Why dirtied pages are found by comparison
 //
@@ -58,8 +71,8 @@
 //
 // # Memory that does not come
 //
-// The memory file may be memtap's, whose server is this process, and its pages another host's. So nobody but helpers opens it: the filler or
-// pager, and a reader for what a suspension is compared with (reader.go); as for the disk's file, what serves it (disk.go). They end with the
+// The memory file may be memtap's, whose server is this process, and its pages another host's. So nobody but helpers opens it: the filler,
+// writer or pager, and a reader for what a suspension is compared with (reader.go); as for the disk's file, what serves it (disk.go). They end with the
 // machine whatever they wait for. A read that fails ends the machine with that reason, and so does a pager that was killed.
 //
 // # Locking

@@ -201,8 +201,9 @@ func TestAhead(t *testing.T) {
 		}
 	}
 	broken := errors.New("broken")
-	read := func(p []stream.Page) error {
-		if p[0].Frame == 70 {
+	read := func(b *batch) error {
+		b.pages[0].Content = b.room[:1]
+		if b.room[0] = byte(b.pages[0].Frame); b.room[0] == 70 {
 			return broken
 		}
 		return nil
@@ -210,7 +211,7 @@ func TestAhead(t *testing.T) {
 	var got []uint64
 	var last error
 	for p, err := range ahead(t.Context(), iter.Seq[[]stream.Page](in), read) {
-		got, last = append(got, p[0].Frame), err
+		got, last = append(got, uint64(p[0].Content[0])), err
 	}
 	if len(got) != 71 || !slices.IsSorted(got) || !errors.Is(last, broken) {
 		t.Errorf("there were %v, and the last %v", got, last)

@@ -77,7 +77,7 @@ func beWriter(args []string) error {
 		return err
 	}
 	defer memory.Close()
-	w := bufio.NewWriterSize(os.Stdout, writeSize)
+	w := bufio.NewWriter(os.Stdout) // what is longer than its buffer goes past it
 	if err := s.writeWhole(context.Background(), w, PV.memoryMap(size), memory); err != nil {
 		return err
 	}
@@ -90,12 +90,16 @@ func (s *state) writeWhole(ctx context.Context, w io.Writer, l layout, memory io
 	for _, p := range s.kept {
 		kept[p.Frame] = p
 	}
-	return s.domain.WriteWith(w, ahead(ctx, batches(&s.frames), func(pages []stream.Page) error {
-		return readPages(pages, l, memory, kept)
-	}))
+	return s.domain.WriteWith(w, ahead(ctx, batches(&s.frames), func(b *batch) error { return b.read(l, memory, kept) }))
 }
 
-// batches are the pages of a list of frames, without content, some at a time.
+// batch is some pages of a guest, and room for what is in them.
+type batch struct {
+	pages []stream.Page
+	room  []byte
+}
+
+// batches are the pages of a list of frames, without content.
 func batches(frames *stream.Frames) iter.Seq[[]stream.Page] {
 	return func(yield func([]stream.Page) bool) {
 		var pages []stream.Page
@@ -116,62 +120,72 @@ func batches(frames *stream.Frames) iter.Seq[[]stream.Page] {
 	}
 }
 
-// readPages reads what is in pages, those that are consecutive in the memory file at once.
-func readPages(pages []stream.Page, l layout, memory io.ReaderAt, kept map[uint64]stream.Page) error {
-	for i := 0; i < len(pages); {
-		p := &pages[i]
+// read reads what is in the pages, those that are consecutive in the memory file at once.
+func (b *batch) read(l layout, memory io.ReaderAt, kept map[uint64]stream.Page) error {
+	room := b.room
+	for i := 0; i < len(b.pages); {
+		p := &b.pages[i]
+		if !p.Type.HasContent() {
+			i++
+			continue
+		}
 		first, ok := l.offset(p.Frame)
-		if !ok || !p.Type.HasContent() {
-			if i++; !p.Type.HasContent() {
-				continue
-			}
+		if !ok {
 			k, ok := kept[p.Frame]
 			if !ok || k.Type != p.Type {
 				return fmt.Errorf("%w: it lacks the page at frame %#x", errState, p.Frame)
 			}
 			p.Content = k.Content
+			i++
 			continue
 		}
-		count := 1
-		for i+count < len(pages) && pages[i+count].Type.HasContent() {
-			if at, ok := l.offset(pages[i+count].Frame); !ok || at != first+int64(count)*pageSize {
+		begin := i
+		for i++; i < len(b.pages) && b.pages[i].Type.HasContent(); i++ {
+			if at, ok := l.offset(b.pages[i].Frame); !ok || at != first+int64(i-begin)*pageSize {
 				break
 			}
-			count++
 		}
-		content := make([]byte, count*pageSize)
+		content := room[:(i-begin)*pageSize]
+		room = room[len(content):]
 		if n, err := memory.ReadAt(content, first); n < len(content) {
 			return fmt.Errorf("read its memory file: %w", err)
 		}
-		for j := range count {
-			pages[i+j].Content = content[j*pageSize:][:pageSize:pageSize]
+		for j := range b.pages[begin:i] {
+			b.pages[begin+j].Content = content[j*pageSize:][:pageSize]
 		}
-		i += count
 	}
 	return nil
 }
 
 // ahead gives batches in their order when they were read, some of which are read side by side meanwhile: what it waits for is mostly
-// the memory file. An error is the last that it gives.
-func ahead(ctx context.Context, batches iter.Seq[[]stream.Page], read func([]stream.Page) error) iter.Seq2[[]stream.Page, error] {
+// the memory file. What was in one is overwritten when the next is asked for. An error is the last that it gives.
+func ahead(ctx context.Context, batches iter.Seq[[]stream.Page], read func(*batch) error) iter.Seq2[[]stream.Page, error] {
 	type result struct {
-		pages []stream.Page
-		err   error
+		*batch
+		err error
 	}
 	return func(yield func([]stream.Page, error) bool) {
 		ctx, cancel := context.WithCancel(ctx)
 		defer cancel()
-		queue := make(chan chan result, fillWorkers-1)
+		rooms := make(chan []byte, fillWorkers)
+		for range fillWorkers {
+			rooms <- make([]byte, chunk*pageSize)
+		}
+		queue := make(chan chan result, fillWorkers)
 		go func() {
 			defer close(queue)
-			for b := range batches {
-				to := make(chan result, 1)
+			for pages := range batches {
 				select {
-				case queue <- to:
+				case room := <-rooms:
+					to := make(chan result, 1)
+					queue <- to
+					go func() {
+						b := &batch{pages, room}
+						to <- result{b, read(b)}
+					}()
 				case <-ctx.Done():
 					return
 				}
-				go func() { to <- result{b, read(b)} }()
 			}
 		}()
 		for from := range queue {
@@ -179,6 +193,7 @@ func ahead(ctx context.Context, batches iter.Seq[[]stream.Page], read func([]str
 			if !yield(r.pages, r.err) || r.err != nil {
 				return
 			}
+			rooms <- r.room
 		}
 	}
 }

@@ -24,7 +24,7 @@
 //     those few that must be there before a clone runs. [Frames] remembers
 //     which frames there were.
 //  3. [Domain.Write] writes a stream again, with any pages or none: "xl restore"
-//     takes one without, and leaves the frames that it lacks unpopulated.
+//     takes one without, and leaves the frames that it lacks unpopulated. Of a PV guest ([P2M]) it wants them all.
 //
 // # Hostile input
 //

@@ -133,11 +133,27 @@ func writePages(w io.Writer, pages []Page) error {
 		if _, err := w.Write(body); err != nil {
 			return err
 		}
-		for _, p := range some {
-			if _, err := w.Write(p.Content); err != nil {
-				return err
-			}
+		if err := writeContents(w, some); err != nil {
+			return err
 		}
 	}
 	return nil
+}
+
+// writeContents writes what is in pages, and what is consecutive in memory at once: for a guest's whole memory it is half of the work
+// to copy it from page to page.
+func writeContents(w io.Writer, pages []Page) error {
+	var run []byte
+	for _, p := range pages {
+		if longer := len(run) + len(p.Content); len(run) > 0 && len(p.Content) > 0 && longer <= cap(run) && &run[:longer][len(run)] == &p.Content[0] {
+			run = run[:longer]
+			continue
+		}
+		if _, err := w.Write(run); err != nil {
+			return err
+		}
+		run = p.Content
+	}
+	_, err := w.Write(run)
+	return err
 }
