@@ -4,8 +4,10 @@ import (
 	"bytes"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"io"
 	"iter"
+	"os/exec"
 	"reflect"
 	"slices"
 	"strings"
@@ -189,6 +191,30 @@ func TestTranslation(t *testing.T) {
 	s = &sink{layout: tr.layout, ram: c.compare, machine: &translation{layout: tr.layout, dirtied: c.dirtied}}
 	if _, err := s.read(saved(t, d, nil)); !errors.Is(err, stream.ErrCorrupt) {
 		t.Errorf("without pages: %v", err)
+	}
+}
+
+func TestLoadError(t *testing.T) {
+	ended := func(how string) error {
+		cmd := exec.Command("sh", "-c", how)
+		return cmd.Run()
+	}
+	xl := errors.New("xl restore: exit status 1")
+	for name, c := range map[string]struct {
+		made, written error
+		said          string
+		want          string
+	}{
+		"all is well":          {nil, nil, "", ""},
+		"xl fails":             {xl, nil, "", "the device state does not load: xl restore: exit status 1"},
+		"xl ends first":        {xl, ended("kill -PIPE $$"), "", "the device state does not load: xl restore: exit status 1"},
+		"memory is lost":       {xl, ended("exit 1"), "read its memory file: lost\n", "read its memory file: lost"},
+		"the writer is killed": {xl, ended("kill -KILL $$"), "", "what writes its memory has ended: signal: killed"},
+	} {
+		err := loadError(c.made, c.written, []byte(c.said))
+		if got := fmt.Sprint(err); err == nil && c.want != "" || err != nil && got != c.want {
+			t.Errorf("%s: %v, want %q", name, err, c.want)
+		}
 	}
 }
 

@@ -12,10 +12,14 @@ import (
 	"os/exec"
 	"strconv"
 	"syscall"
+	"time"
 
 	"github.com/mpirun-sf/mpirun-sf/vmfork/hypervisor"
 	"github.com/mpirun-sf/mpirun-sf/xen/stream"
 )
+
+// writerGrace is how long a writer may take to end when xl has.
+const writerGrace = 5 * time.Second
 
 // loadWhole has xl make a domain of a PV guest's state and of its memory, all at once: xl pins page tables, and writes into
 // other pages, before it is done, so these must be there. What puts the two together is a process of its own, for the reasons that a filler has.
@@ -35,23 +39,35 @@ func (v *vm) loadWhole(ctx context.Context, b []byte) error {
 		return fmt.Errorf("start what writes its memory: %w", err)
 	}
 	w.Close()
+	wait := make(chan error, 1)
+	go func() { wait <- cmd.Wait() }()
 	made := v.create(ctx, hypervisor.Kernel{}, r, "restore", "-p", "-e")
 	r.Close() // what xl has not read, nobody will
-	written := cmd.Wait()
+	var written error
+	select {
+	case written = <-wait:
+	case <-time.After(writerGrace): // it waits for memory that nobody wants any more
+		cmd.Process.Kill()
+		<-wait
+	}
+	if ctx.Err() != nil {
+		return fmt.Errorf("wait for its memory: %w", ctx.Err())
+	}
+	return loadError(made, written, said.Bytes())
+}
+
+// loadError tells whose fault it is that no domain was made: xl's, or the writer's, of which xl's follows.
+func loadError(made, written error, said []byte) error {
 	ended, failed := errors.AsType[*exec.ExitError](written)
 	switch {
-	case ctx.Err() != nil && made == nil:
-		return ctx.Err()
-	case ctx.Err() != nil:
-		return fmt.Errorf("wait for its memory: %w", ctx.Err())
-	case said.Len() > 0: // xl complains of what follows from it
-		return errors.New(complaintOf(said.Bytes()))
-	case failed && ended.Sys().(syscall.WaitStatus).Signal() != syscall.SIGPIPE:
-		return fmt.Errorf("what writes its memory has ended: %w", written)
-	case made != nil:
+	case made == nil: // it has read all
+		return nil
+	case len(said) > 0:
+		return errors.New(complaintOf(said))
+	case failed && ended.Sys().(syscall.WaitStatus).Signal() == syscall.SIGPIPE, written == nil:
 		return fmt.Errorf("the device state does not load: %w", made)
 	}
-	return written
+	return fmt.Errorf("what writes its memory has ended: %w", written)
 }
 
 // beWriter is the writer's life. Its arguments are the kind of guests, how much memory the machine has, and the path of the memory file; its

@@ -54,6 +54,8 @@ type Options struct {
 	// With are files and folders that it has at the same path; they may not be below /tmp or /run.
 	With []string
 	CPUs int // 0 is 1
+	// PVOnly has its processor without virtualization, so that Xen makes PV guests and no others.
+	PVOnly bool
 	// Free is the space on its disk for what runs in it, in bytes; 0 is as much as guests have.
 	Free int64
 	// HostTime has the rig's clocks go with the host's. Otherwise they count instructions, on one CPU, so that nothing in
@@ -95,6 +97,10 @@ func Start(ctx context.Context, c *Cache, dir string, o Options) (*Rig, error) {
 		}
 		with = append(with, found[0])
 	}
+	cpu := processor
+	if o.PVOnly {
+		cpu += ",-svm"
+	}
 	ownTime := instruction
 	if o.HostTime {
 		ownTime = 0
@@ -106,7 +112,7 @@ func Start(ctx context.Context, c *Cache, dir string, o Options) (*Rig, error) {
 			Cmdline: fmt.Sprintf("console=com1 com1=115200 loglvl=all guest_loglvl=all dom0_mem=%[1]dM,max:%[1]dM bootscrub=0 spec-ctrl=no", dom0Memory>>20),
 		},
 		With: slices.Concat(with, o.With), LibraryPath: filepath.Join(x.Root, "usr/lib/x86_64-linux-gnu"),
-		CPU: processor, CPUs: max(o.CPUs, 1), Free: o.Free, Memory: machineMemory, OwnTime: ownTime,
+		CPU: cpu, CPUs: max(o.CPUs, 1), Free: o.Free, Memory: machineMemory, OwnTime: ownTime,
 	}, func(s string) { c.Log("%s", s) })
 	if err != nil {
 		return nil, err

@@ -88,6 +88,31 @@ func domains(t *testing.T) []string {
 	return strings.Split(strings.TrimSpace(string(out)), "\n")[1:]
 }
 
+// makesPVH says whether this Xen makes PVH guests, which need virtualization by the processor.
+func makesPVH(t *testing.T) bool {
+	t.Helper()
+	out, err := exec.Command("xl", "info").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(out)) {
+		if strings.HasPrefix(line, "xen_caps") {
+			return strings.Contains(line, "hvm-")
+		}
+	}
+	t.Fatalf("xl info does not say what guests Xen makes:\n%s", out)
+	return false
+}
+
+// needsPVH skips a test of PVH guests where there are none.
+func needsPVH(t *testing.T) {
+	t.Helper()
+	product(t)
+	if !makesPVH(t) {
+		t.Skip("Xen makes no PVH guests here (xl info): the processor has no virtualization")
+	}
+}
+
 // devices are what there is in XenStore of domains' devices that are not the toolstack's.
 func devices(t *testing.T) (all []string) {
 	t.Helper()
@@ -136,6 +161,7 @@ func hello(t *testing.T, on string, ranks int) result {
 
 // TestRanks: ranks run in clones, the second time of the checkpoint that the first has made, with one more of them.
 func TestRanks(t *testing.T) {
+	needsPVH(t)
 	for i, ranks := range []int{2, 3} {
 		if r := hello(t, pvh, ranks); strings.Contains(r.stderr, "booted") != (i == 0) {
 			t.Errorf("run %d: whether a guest was booted is wrong", i)
@@ -150,8 +176,29 @@ func TestRanksPV(t *testing.T) {
 	}
 }
 
+// TestPVOnly: where Xen makes no PVH guests, they are refused with what to do instead, and nobody has to ask for PV guests.
+func TestPVOnly(t *testing.T) {
+	dir := product(t)
+	if makesPVH(t) {
+		t.Skip("Xen makes PVH guests here (xl info); make test-xen ARGS='-pv-only -v ./mpirun-sf/e2e/xen' has a processor without virtualization")
+	}
+	if r := run(t, pvh, "2", "hello"); r.status == 0 || !strings.Contains(r.stderr, "choose "+pv) {
+		t.Errorf("PVH guests: it ended with status %d", r.status)
+	}
+	said, err := exec.Command(filepath.Join(dir, "mpirun-sf"), "doctor", "--hypervisor", pvh).Output()
+	if err == nil || !strings.Contains(string(said), "choose "+pv) {
+		t.Errorf("the doctor finds nothing missing for PVH guests (%v):\n%s", err, said)
+	}
+	said, _ = exec.Command(filepath.Join(dir, "mpirun-sf"), "doctor").Output() // it may miss what is not Xen's
+	if !strings.Contains(string(said), "ok       Xen ") {
+		t.Errorf("the doctor, not told of a hypervisor, says\n%s", said)
+	}
+	hello(t, "auto", 2)
+}
+
 // TestStatus: the status of a rank that fails is the job's.
 func TestStatus(t *testing.T) {
+	needsPVH(t)
 	if r := run(t, pvh, "2", "exit3"); r.status != 3 || !strings.Contains(r.stdout, "rank 0 of 2 exits 0") {
 		t.Errorf("it ended with status %d", r.status)
 	}
@@ -160,6 +207,7 @@ func TestStatus(t *testing.T) {
 
 // TestKilled: when the launcher is killed while its ranks run, their domains end, too.
 func TestKilled(t *testing.T) {
+	needsPVH(t)
 	ctx, cancel := context.WithTimeout(t.Context(), runLimit)
 	defer cancel()
 	cmd := command(ctx, t, pvh, "2", "sleep", "1000")

@@ -4,7 +4,7 @@
 //	testxen [-xen stock|paging] [-product] -sh 'COMMANDS'
 //
 // Without packages it runs all below xen/, and those of mpirun-sf/e2e/xen, which run the launcher. With -product, COMMANDS
-// find it and the examples in $MPIRUN_SF_XEN_PRODUCT. Logs, the console, the hypervisor's messages and the coverage are left in the folder
+// find it and the examples in $MPIRUN_SF_XEN_PRODUCT. With -pv-only the processor has no virtualization. Logs, the console, the hypervisor's messages and the coverage are left in the folder
 // of -out. The first run fetches packages, and for -xen paging compiles the hypervisor, which takes minutes.
 package main
 
@@ -48,6 +48,7 @@ type options struct {
 	product  bool
 	out      string
 	cpus     int
+	pvOnly   bool
 	hostTime bool
 	limit    time.Duration
 	packages []string
@@ -76,6 +77,7 @@ func parseOptions() (o options, err error) {
 	flag.BoolVar(&o.product, "product", false, "bring the launcher and the examples, as tests of packages do that need them")
 	flag.StringVar(&o.out, "out", "", "folder for logs and coverage; without it bin/xen-stock or bin/xen-paging")
 	flag.IntVar(&o.cpus, "cpus", 1, "processors of the machine; more than one has -host-time")
+	flag.BoolVar(&o.pvOnly, "pv-only", false, "give the machine a processor without virtualization, so that Xen makes PV guests only")
 	flag.BoolVar(&o.hostTime, "host-time", false, "let the machine's clocks go with this one's, and not count its instructions")
 	flag.DurationVar(&o.limit, "limit", 20*time.Minute, "how long the tests of one package may take")
 	flag.Parse()
@@ -127,7 +129,7 @@ func run(ctx context.Context, o options) error {
 		with = append(with, b.dir)
 		fmt.Fprintf(os.Stderr, "testxen: compiled after %.0f s\n", time.Since(begin).Seconds())
 	}
-	ro := rig.Options{Flavour: o.flavour, CPUs: o.cpus, HostTime: o.hostTime || o.cpus > 1}
+	ro := rig.Options{Flavour: o.flavour, CPUs: o.cpus, PVOnly: o.pvOnly, HostTime: o.hostTime || o.cpus > 1}
 	var env []string
 	if o.product || b.needsProduct() {
 		var more []string
