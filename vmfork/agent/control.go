@@ -20,7 +20,7 @@ import (
 // Freeze and thaw lie on a parent's pause, right after its memory has become a
 // stranger's to the translator: they must be read and done by very little code.
 const (
-	orderFreeze   = 'f' // stop all processes but the agent
+	orderFreeze   = 'f' // stop all processes but the agent; with how many bytes the host has sent on the data port, 8 bytes
 	orderThaw     = 't' // let them go on; with the host's clock, nanoseconds since 1970, 8 bytes
 	orderIdentity = 'i' // become a clone, while the link is down; with an [Identity]
 	orderBegin    = 'b' // the link is up: mount again, run hooks, go on
@@ -125,15 +125,17 @@ func (c *Control) AwaitReady(ctx context.Context) error {
 }
 
 // Freeze stops all processes of the guest but the agent, so that none of them
-// runs in a clone before the clone knows who it is.
-func (c *Control) Freeze(ctx context.Context) error {
-	if err := c.order(ctx, orderFreeze, nil); err != nil {
+// runs in a clone before the clone knows who it is. Before, the session stands
+// still: the agent writes nothing more, and has read all that the host has sent on the
+// data port, which is so many bytes, and sends nothing more.
+func (c *Control) Freeze(ctx context.Context, sent uint64) error {
+	if err := c.order(ctx, orderFreeze, binary.BigEndian.AppendUint64(nil, sent)); err != nil {
 		return fmt.Errorf("freeze the guest's processes: %w", err)
 	}
 	return nil
 }
 
-// Thaw lets them go on, and sets the guest's clock, which stood still.
+// Thaw lets them and the session go on, and sets the guest's clock, which stood still.
 func (c *Control) Thaw(ctx context.Context) error {
 	if err := c.order(ctx, orderThaw, binary.BigEndian.AppendUint64(nil, uint64(time.Now().UnixNano()))); err != nil {
 		return fmt.Errorf("thaw the guest's processes: %w", err)

@@ -139,9 +139,9 @@ func TestControl(t *testing.T) {
 		check  func(payload []byte) error
 		prefix string
 	}{
-		"freeze": {orderFreeze, func(ctx context.Context, c *Control) error { return c.Freeze(ctx) }, func(p []byte) error {
-			if len(p) > 0 {
-				return fmt.Errorf("%d bytes", len(p))
+		"freeze": {orderFreeze, func(ctx context.Context, c *Control) error { return c.Freeze(ctx, 1<<40) }, func(p []byte) error {
+			if len(p) != 8 || binary.BigEndian.Uint64(p) != 1<<40 {
+				return fmt.Errorf("%x", p)
 			}
 			return nil
 		}, "freeze the guest's processes: "},
@@ -238,7 +238,7 @@ func TestControlGivenUp(t *testing.T) {
 		<-told
 		writeAnswer(guest, nil)
 	}()
-	err := control.Freeze(ctx)
+	err := control.Freeze(ctx, 0)
 	if err == nil || err.Error() != "freeze the guest's processes: wait for its agent: changed my mind" {
 		t.Errorf("an order that was given up ended with %v", err)
 	}
@@ -249,11 +249,11 @@ func TestControlGivenUp(t *testing.T) {
 	}
 	// A context that is over before does no harm: nothing was said.
 	other, guestOfOther := controlPort(t)
-	if err := other.Freeze(ctx); err == nil {
+	if err := other.Freeze(ctx, 0); err == nil {
 		t.Error("an order was given after its time")
 	}
 	go func() { readOrder(guestOfOther); writeAnswer(guestOfOther, nil) }()
-	if err := other.Freeze(soon(t)); err != nil {
+	if err := other.Freeze(soon(t), 0); err != nil {
 		t.Errorf("the order after it: %v", err)
 	}
 }
@@ -277,7 +277,7 @@ func TestControlInTheNickOfTime(t *testing.T) {
 	for i := range 300 {
 		ctx, cancel := context.WithCancel(t.Context())
 		go cancel()
-		if err := control.Freeze(ctx); err != nil {
+		if err := control.Freeze(ctx, 0); err != nil {
 			control = obedient()
 			continue
 		}

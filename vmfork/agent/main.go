@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -31,7 +30,8 @@ type agent struct {
 	calls   *calls
 
 	identity Identity
-	port     *os.File // the data port, open while there is a session
+	port     *guestport.Shared // the data port, nil before the first session
+	turn     *guestport.Turn   // the session's with it
 	session  *clone
 	frozen   bool
 }
@@ -74,7 +74,7 @@ func serve(controlPort, data string) (err error) {
 func (a *agent) obey(kind byte, payload []byte) error {
 	switch kind {
 	case orderFreeze:
-		return a.freeze()
+		return a.freeze(payload)
 	case orderThaw:
 		return a.thaw(payload)
 	case orderIdentity:
@@ -87,8 +87,17 @@ func (a *agent) obey(kind byte, payload []byte) error {
 	return fmt.Errorf("the agent knows no order %q", kind)
 }
 
-func (a *agent) freeze() error {
+// freeze has the session stand still, in which the host has sent so many bytes, and then all processes.
+func (a *agent) freeze(sent []byte) error {
+	if a.turn != nil && len(sent) == 8 {
+		if err := a.turn.Hold(binary.BigEndian.Uint64(sent), freezeLimit); err != nil {
+			return err
+		}
+	}
 	if err := group.freeze(context.Background()); err != nil {
+		if a.turn != nil {
+			a.turn.Release()
+		}
 		return err
 	}
 	a.frozen = true
@@ -103,6 +112,9 @@ func (a *agent) thaw(clock []byte) error {
 		if err := unix.ClockSettime(unix.CLOCK_REALTIME, &now); err != nil {
 			return fmt.Errorf("set the clock: %w", err)
 		}
+	}
+	if a.turn != nil {
+		a.turn.Release()
 	}
 	if !a.frozen {
 		return nil
@@ -123,7 +135,7 @@ func (a *agent) become(payload []byte) error {
 		a.calls.pause()
 		abandon()
 		a.session.mux.Close()
-		a.port.Close()
+		a.turn = nil
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), identityLimit)
 	defer cancel()
@@ -140,22 +152,21 @@ func (a *agent) begin() error {
 			return err
 		}
 	}
-	fd, err := guestport.Open(a.data)
-	if err == nil {
-		err = unix.SetNonblock(fd, true) // a Close ends reads
+	if a.port == nil {
+		var err error
+		if a.port, err = guestport.Share(a.data); err != nil {
+			return fmt.Errorf("open the way to the host: %w", err)
+		}
 	}
-	if err != nil {
-		return fmt.Errorf("open the way to the host: %w", err)
-	}
-	port := os.NewFile(uintptr(fd), a.data)
-	if _, err := port.Write(a.identity.Session); err != nil {
+	turn := a.port.Begin()
+	if _, err := turn.Write(a.identity.Session); err != nil {
 		return fmt.Errorf("begin a session with the host: %w", err)
 	}
-	session, err := newClone(port)
+	session, err := newClone(turn)
 	if err != nil {
 		return err
 	}
-	a.port, a.session = port, session
+	a.turn, a.session = turn, session
 	go session.serve()
 	a.calls.become(a.identity, session.mux.Open)
 	return a.thaw(nil)

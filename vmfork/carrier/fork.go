@@ -18,7 +18,7 @@ import (
 //  1. Ahead, at the request of a ticket: a successor of the VM's process is
 //     started. It waits over the file of the generation to come, with the same
 //     disk and the same ports, and with a tap of its own that gets no frames yet.
-//  2. The agent freezes the guest's processes, so that none runs in a clone
+//  2. The session between host and agent stands still, with nothing on its way. The agent freezes the guest's processes, so that none runs in a clone
 //     before the clone knows who it is. Frames go to the successor's tap, where
 //     they queue.
 //  3. The VM is suspended: its device state is some hundred kilobytes, and from
@@ -122,7 +122,7 @@ func (c *Carrier) Freeze(ctx context.Context, member int) (f Frozen, err error) 
 	if s.err != nil {
 		return f, s.err
 	}
-	release, err := b.data.hold(ctx)
+	sent, release, err := b.data.hold(ctx)
 	if err != nil {
 		return f, err
 	}
@@ -134,7 +134,7 @@ func (c *Carrier) Freeze(ctx context.Context, member int) (f Frozen, err error) 
 	ctx, cancel := context.WithTimeout(c.ctx, pauseLimit)
 	defer cancel()
 	stopped, span := time.Now(), c.cfg.Trace.Begin("pause", b.Name)
-	if err := b.agent.Freeze(ctx); err != nil {
+	if err := b.agent.Freeze(ctx, sent); err != nil {
 		return f, err
 	}
 	state, dirtied, err := c.swap(ctx, b, s)

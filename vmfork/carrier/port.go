@@ -9,6 +9,7 @@ import (
 	"io"
 	"net"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/mpirun-sf/mpirun-sf/vmfork/agent"
@@ -20,7 +21,8 @@ import (
 type port struct {
 	net.Conn
 	machine hypervisor.Port
-	gate    sync.RWMutex // held for writing while nothing may be written to the machine
+	gate    sync.RWMutex  // held for writing while nothing may be written to the machine
+	sent    atomic.Uint64 // bytes that were written to it
 }
 
 func newPort(name string) (*port, error) {
@@ -35,7 +37,9 @@ func newPort(name string) (*port, error) {
 func (p *port) Write(b []byte) (int, error) {
 	p.gate.RLock()
 	defer p.gate.RUnlock()
-	return p.Conn.Write(b)
+	n, err := p.Conn.Write(b)
+	p.sent.Add(uint64(n))
+	return n, err
 }
 
 // Close closes both ends.
@@ -43,38 +47,24 @@ func (p *port) Close() error {
 	return errors.Join(p.Conn.Close(), p.machine.File.Close())
 }
 
-// hold keeps the session from writing to the machine, and waits until what was
-// written has been read: a process that is about to stop must not take it along.
-// What a guest without a buffer for it leaves unread stays for the successor.
-func (p *port) hold(ctx context.Context) (release func(), err error) {
+// hold keeps the session from writing to the machine, and says how many bytes it has written: what the agent
+// has not read when the machine is suspended, it may never read.
+func (p *port) hold(ctx context.Context) (sent uint64, release func(), err error) {
 	held := make(chan struct{})
 	go func() { p.gate.Lock(); close(held) }()
 	ctx, cancel := context.WithTimeout(ctx, holdLimit)
 	defer cancel()
 	select {
 	case <-held:
+		return p.sent.Load(), p.gate.Unlock, nil
 	case <-ctx.Done():
 		go func() { <-held; p.gate.Unlock() }()
-		return nil, fmt.Errorf("wait for the guest to read what it was sent: %w", ctx.Err())
-	}
-	for end := time.Now().Add(unreadLimit); ; time.Sleep(time.Millisecond) {
-		n, err := p.machine.Unread()
-		if err != nil {
-			p.gate.Unlock()
-			return nil, err
-		}
-		if n == 0 || time.Now().After(end) {
-			return p.gate.Unlock, nil
-		}
+		return 0, nil, fmt.Errorf("wait for the guest to make room for what it is being sent: %w", ctx.Err())
 	}
 }
 
-// holdLimit is how long a guest may take to make room for what it is being
-// sent.
+// holdLimit is how long that may take.
 const holdLimit = 10 * time.Second
-
-// unreadLimit is how long a guest may take to read its port before a fork.
-const unreadLimit = 50 * time.Millisecond
 
 // dialAfter begins a session behind the mark that the agent has written.
 func dialAfter(ctx context.Context, p *port, mark []byte) (*agent.Session, error) {

@@ -25,13 +25,3 @@ func NewPort(name string) (*net.UnixConn, Port, error) {
 	}
 	return conn.(*net.UnixConn), Port{name, theirs}, nil
 }
-
-// Unread is how many bytes written by the host the machine has not taken out
-// of a port yet.
-func (p Port) Unread() (int, error) {
-	n, err := unix.IoctlGetInt(int(p.File.Fd()), unix.SIOCINQ)
-	if err != nil {
-		return 0, fmt.Errorf("look into port %s: %w", p.Name, err)
-	}
-	return n, nil
-}

@@ -4,7 +4,6 @@ import (
 	"errors"
 	"io"
 	"os"
-	"strings"
 	"testing"
 	"time"
 
@@ -21,31 +20,19 @@ func TestPort(t *testing.T) {
 	if port.Name != "name" {
 		t.Errorf("the port is called %q", port.Name)
 	}
-	unread := func(want int) {
-		t.Helper()
-		if n, err := port.Unread(); err != nil || n != want {
-			t.Errorf("%d bytes are not read (%v), want %d", n, err, want)
-		}
-	}
-	unread(0)
 	if _, err := io.WriteString(host, "orders"); err != nil {
 		t.Fatal(err)
 	}
-	unread(6)
 	if _, err := io.WriteString(host, "more"); err != nil {
 		t.Fatal(err)
 	}
-	unread(10)
 	buf := make([]byte, 7)
 	if _, err := io.ReadFull(port.File, buf); err != nil || string(buf) != "ordersm" {
 		t.Errorf("the machine read %q (%v)", buf, err)
 	}
-	unread(3)
-	// What the machine writes is not the host's unread.
 	if _, err := port.File.WriteString("answer"); err != nil {
 		t.Fatal(err)
 	}
-	unread(3)
 	if _, err := io.ReadFull(host, buf[:6]); err != nil || string(buf[:6]) != "answer" {
 		t.Errorf("the host read %q (%v)", buf[:6], err)
 	}
@@ -58,9 +45,6 @@ func TestPort(t *testing.T) {
 	host.SetReadDeadline(time.Now().Add(10 * time.Second))
 	if _, err := host.Read(buf); !errors.Is(err, io.EOF) && !errors.Is(err, unix.ECONNRESET) {
 		t.Errorf("the machine's end is closed, and a read ended with %v", err)
-	}
-	if _, err := port.Unread(); err == nil || !strings.HasPrefix(err.Error(), "look into port name: ") {
-		t.Errorf("a port that is closed: %v", err)
 	}
 }
 

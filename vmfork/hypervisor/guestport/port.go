@@ -1,5 +1,12 @@
 // Package guestport is a guest's end of its serial ports, whatever the hypervisor: as a virtio port, which has a name, or
 // as a terminal, of which the kernel's command line says which port it is.
+//
+//  1. [Find] waits for a port by its name (port.go).
+//  2. [Use] opens it, and it stays open when the machine goes on in another: a terminal is opened again
+//     where Linux has taken it away (terminal.go), after a greeting by which guest and host know that they hear each
+//     other ([Ready]).
+//  3. [Share] does the same for a port that one user has after another, each for a [Turn]. Before a fork, [Turn.Hold]
+//     sees to it that nothing is on its way (turns.go).
 package guestport
 
 import (
@@ -77,9 +84,9 @@ const (
 	moment = 10 * time.Millisecond
 )
 
-// Open opens a port's device, so that bytes pass through it as they are, also where it
+// open opens a port's device, so that bytes pass through it as they are, also where it
 // is a terminal. That can be opened once for each time that it meets a host.
-func Open(device string) (fd int, err error) {
+func open(device string) (fd int, err error) {
 	patience, try := echoLimit, byte(1)
 	for end := time.Now().Add(greetLimit); ; patience, try = 2*patience, try+2 {
 		if fd, err = unix.Open(device, unix.O_RDWR|unix.O_CLOEXEC|unix.O_NOCTTY, 0); err != nil {

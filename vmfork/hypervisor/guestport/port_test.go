@@ -47,7 +47,7 @@ func TestOpen(t *testing.T) {
 		}
 		greeted <- answer(func(b []byte) (int, error) { return unix.Read(master, b) }, func(b []byte) (int, error) { return unix.Write(master, b) })
 	}()
-	fd, err := Open(filepath.Join("/dev/pts", strconv.Itoa(n)))
+	fd, err := open(filepath.Join("/dev/pts", strconv.Itoa(n)))
 	if err := <-greeted; err != nil {
 		t.Error(err)
 	}
@@ -73,11 +73,11 @@ func TestOpen(t *testing.T) {
 	if err := os.WriteFile(path, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if fd, err = Open(path); err != nil {
+	if fd, err = open(path); err != nil {
 		t.Fatal(err)
 	}
 	unix.Close(fd)
-	if _, err := Open(""); err == nil {
+	if _, err := open(""); err == nil {
 		t.Error("no port was opened")
 	}
 }

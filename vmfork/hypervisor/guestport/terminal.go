@@ -17,18 +17,38 @@ import (
 // opened again. What the host has heard before is not lost by that, nor what it says ([Ready]).
 //
 // Reads and writes block in the kernel, without Go's poller.
-func Use(device string) (io.ReadWriteCloser, error) {
-	file, err := open(device)
-	if err != nil || !term.IsTerminal(int(file.Fd())) {
-		return file, err
+func Use(device string) (io.ReadWriteCloser, error) { return use(device, false) }
+
+// port is a port's end. Deadlines are for one that was opened for them.
+type port interface {
+	io.ReadWriteCloser
+	SetReadDeadline(t time.Time) error
+}
+
+// use is Use. With deadlines, Go's poller waits, and reads end by one.
+func use(device string, deadlines bool) (port, error) {
+	file, err := openFile(device, deadlines)
+	if err != nil {
+		return nil, err
 	}
-	p := &terminalPort{device: device, now: &attached{file: file}}
+	// Not by Fd, which has reads block.
+	terminal := false
+	if raw, err := file.SyscallConn(); err == nil {
+		raw.Control(func(fd uintptr) { terminal = term.IsTerminal(int(fd)) })
+	}
+	if !terminal {
+		return file, nil
+	}
+	p := &terminalPort{device: device, deadlines: deadlines, now: &attached{file: file}}
 	p.unused.L = &p.mu
 	return p, nil
 }
 
-func open(device string) (*os.File, error) {
-	fd, err := Open(device)
+func openFile(device string, deadlines bool) (*os.File, error) {
+	fd, err := open(device)
+	if err == nil && deadlines {
+		err = unix.SetNonblock(fd, true)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("open %s: %w", device, err)
 	}
@@ -37,7 +57,8 @@ func open(device string) (*os.File, error) {
 
 // terminalPort is a port that is a terminal. It may be read, written and closed by different goroutines at once.
 type terminalPort struct {
-	device string
+	device    string
+	deadlines bool
 
 	mu     sync.Mutex // guards now and what it points to
 	now    *attached
@@ -54,7 +75,7 @@ type attached struct {
 func (p *terminalPort) Read(b []byte) (n int, err error) {
 	for len(b) > 0 {
 		var at *attached
-		if at, n, err = p.use((*os.File).Read, b); n > 0 || !taken(err) {
+		if at, n, err = p.try((*os.File).Read, b); n > 0 || !taken(err) {
 			return n, err
 		}
 		if err := p.again(at); err != nil {
@@ -67,7 +88,7 @@ func (p *terminalPort) Read(b []byte) (n int, err error) {
 // Write implements io.Writer.
 func (p *terminalPort) Write(b []byte) (n int, err error) {
 	for {
-		at, some, err := p.use((*os.File).Write, b[n:])
+		at, some, err := p.try((*os.File).Write, b[n:])
 		if n += some; !taken(err) {
 			return n, err
 		}
@@ -77,7 +98,7 @@ func (p *terminalPort) Write(b []byte) (n int, err error) {
 	}
 }
 
-func (p *terminalPort) use(do func(*os.File, []byte) (int, error), b []byte) (at *attached, n int, err error) {
+func (p *terminalPort) try(do func(*os.File, []byte) (int, error), b []byte) (at *attached, n int, err error) {
 	p.mu.Lock()
 	at = p.now
 	at.users++
@@ -107,7 +128,7 @@ func (p *terminalPort) again(old *attached) error {
 	}
 	old.file.Close()
 	for end := time.Now().Add(limit); ; time.Sleep(time.Millisecond) {
-		file, err := open(p.device)
+		file, err := openFile(p.device, p.deadlines)
 		if err == nil {
 			p.now = &attached{file: file}
 			p.unused.Broadcast()
@@ -117,6 +138,25 @@ func (p *terminalPort) again(old *attached) error {
 			return fmt.Errorf("waited %v for a serial port that was taken away: %w", limit, err)
 		}
 	}
+}
+
+// SetReadDeadline ends a read that waits for what comes, but not one that opens the terminal again.
+func (p *terminalPort) SetReadDeadline(t time.Time) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.now.file.SetReadDeadline(t)
+}
+
+// unsent is how many bytes that were written the kernel has not passed on.
+func (p *terminalPort) unsent() (n int, err error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	raw, err := p.now.file.SyscallConn()
+	if err != nil {
+		return 0, err
+	}
+	cerr := raw.Control(func(fd uintptr) { n, err = unix.IoctlGetInt(int(fd), unix.TIOCOUTQ) })
+	return n, errors.Join(cerr, err)
 }
 
 // Close implements io.Closer.

@@ -59,7 +59,7 @@ func TestTakenAway(t *testing.T) {
 			heard <- string(b[:n])
 		}
 	}()
-	hear := func(want string) {
+	next := func(want string) {
 		t.Helper()
 		select {
 		case got := <-heard:
@@ -70,28 +70,21 @@ func TestTakenAway(t *testing.T) {
 			t.Fatalf("waited 20 s to hear %q", want)
 		}
 	}
-	say := func(host *os.File, word string) {
+	both := func(host *os.File, word string) {
 		t.Helper()
-		if _, err := io.WriteString(port, word); err != nil {
-			t.Fatal(err)
-		}
-		got := make([]byte, len(word))
-		if _, err := io.ReadFull(host, got); err != nil || string(got) != word {
-			t.Fatalf("written is %q (%v), want %q", got, err, word)
-		}
-		if _, err := io.WriteString(host, word); err != nil {
-			t.Fatal(err)
-		}
-		hear(word)
+		say(t, port, word)
+		hear(t, host, word)
+		say(t, host, word)
+		next(word)
 	}
-	say(host, "first")
-	next := newTerminal(t, path) // before the other goes, or its number would come again
+	both(host, "first")
+	other := newTerminal(t, path) // before the other goes, or its number would come again
 	host.Close()
-	if err := answer(next.Read, next.Write); err != nil {
+	if err := answer(other.Read, other.Write); err != nil {
 		t.Fatal(err)
 	}
-	say(next, "second\x04\n")
-	say(next, "third")
+	both(other, "second\x04\n")
+	both(other, "third")
 }
 
 // What is no terminal is the file.
