@@ -48,6 +48,7 @@ Options of vm run:
                          working directory); may be repeated
     --hosts H[:N],...    hosts that carry its clones; also --hostfile, --slurm, --service,
                          --distribution, as for a job
+    --hypervisor NAME, --accel NAME     what its clones and it run on, as for a job
     --nat, --allow DEST, --rate RATE    let it and its clones reach the outside
     --forward PORT:PORT  a port of this machine is the parent's
     --with PATH          a program, file or folder to have in it; may be repeated

@@ -71,8 +71,8 @@ func terminal(cmdline, port string) string {
 // nothing else; from then on bytes pass as they are. None of that is the port's user's to hear.
 //
 // It has two reasons. Until a terminal is told not to, it changes what it hears, and says it back by its echo. And Linux gives who opens
-// a terminal that it had taken away, at times, the one that is about to go (the driver's, hvc_console's, is released by a worker): what
-// is written to it arrives, and nothing is heard, for its interrupt is gone. So nothing counts before the host was heard, and else the
+// a terminal that it had taken away the one that is about to go: what is written to it arrives, and nothing is heard, or not for
+// long, for its interrupt is gone. [released] sees to it that this does not happen; in case that it does, nothing counts before the host was heard, and else the
 // terminal is opened again. It has to be heard twice: Linux looks once at what has come when a terminal is opened, without an interrupt.
 const Ready = 0
 
@@ -80,9 +80,12 @@ const Ready = 0
 const (
 	echoLimit  = 100 * time.Millisecond
 	greetLimit = time.Minute
-	// moment is for the worker to release what was closed.
-	moment = 10 * time.Millisecond
 )
+
+// released waits until the kernel has released a terminal that was closed. The driver of a hypervisor's consoles (hvc_console.c) gives a terminal that
+// it has taken away to who opens it until then, and what releases it (release_one_tty) is work that closing queues on the processor's
+// common queue. To have the counters of virtual memory refreshed is work on the same queues, which is waited for, and begins after what was queued before.
+func released() { os.WriteFile("/proc/sys/vm/stat_refresh", []byte("1"), 0) }
 
 // open opens a port's device, so that bytes pass through it as they are, also where it
 // is a terminal. That can be opened once for each time that it meets a host.
@@ -116,7 +119,7 @@ func open(device string) (fd int, err error) {
 		if time.Now().After(end) {
 			return -1, fmt.Errorf("waited %v for the host to say back what it heard", greetLimit)
 		}
-		time.Sleep(moment)
+		released()
 	}
 }
 
