@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/mpirun-sf/mpirun-sf/vmfork/allocator"
+	"github.com/mpirun-sf/mpirun-sf/vmfork/hypervisor"
 	"github.com/mpirun-sf/mpirun-sf/vmfork/network"
 	"github.com/mpirun-sf/mpirun-sf/vmfork/sfld"
 )
@@ -118,7 +119,11 @@ func (v *vm) check(ctx context.Context) (err error) {
 // checkMemory finds out whether the machine fits, before a guest of its size is
 // booted. What is free may be another's until it starts; then that is the error.
 func (v *vm) checkMemory() error {
-	g, err := allocator.Local{Dir: jobsFolder}.Reserve(v.id, allocator.Demand{Clones: 1, VCPUs: v.ppn, Memory: v.memory})
+	kind, err := hypervisor.Choose(v.hypervisor)
+	if err != nil {
+		return err
+	}
+	g, err := allocator.Local{Dir: jobsFolder, Machine: allocator.MachineOf(kind)}.Reserve(v.id, allocator.Demand{Clones: 1, VCPUs: v.ppn, Memory: v.memory})
 	if err != nil {
 		return err
 	}

@@ -26,6 +26,7 @@ func init() {
 				return d, nil
 			},
 			Modules: []string{"xen_blkfront", "xen_netfront"},
+			Room:    room,
 			Sweep:   Sweep,
 		})
 	}

@@ -67,7 +67,7 @@ func TestDivideKeepsItsPromises(t *testing.T) {
 }
 
 func TestDemandsThatAreNone(t *testing.T) {
-	l := Local{t.TempDir()}
+	l := Local{Dir: t.TempDir()}
 	for _, d := range []Demand{
 		{},
 		{Clones: 0, VCPUs: 1, Memory: 1},

@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/mpirun-sf/mpirun-sf/vmfork/hypervisor"
 )
 
 // lockWait is how long Reserve and Clean wait for others that look and reserve,
@@ -22,6 +24,10 @@ const lockWait = 10 * time.Second
 // Local allocates on this machine.
 type Local struct {
 	Dir string // where the jobs of this machine keep their reservations
+
+	// Machine says what there is for clones, those that live counted as if they did not. Without it, that is what this
+	// kernel has, which in a machine beside its clones is its own share.
+	Machine func() (Room, error)
 }
 
 // reservation is the content of a reservation's file.
@@ -50,12 +56,12 @@ func (l Local) reserve(job string, d Demand) (*Grant, error) {
 	if job == "" || job != filepath.Base(job) || strings.HasPrefix(job, ".") {
 		return nil, fmt.Errorf("%q cannot be the name of a job", job)
 	}
-	folder, free, all, err := l.look()
+	folder, room, all, err := l.look()
 	if err != nil {
 		return nil, err
 	}
 	defer folder.Close()
-	cores := runtime.NumCPU()
+	cores := room.CPUs
 	left := math.MaxInt
 	if d.Strict {
 		left = cores
@@ -65,7 +71,7 @@ func (l Local) reserve(job string, d Demand) (*Grant, error) {
 			left -= r.VCPUs
 		}
 	}
-	g := &Grant{Cores: cores, Free: free, Each: d.Memory + Overhead}
+	g := &Grant{Cores: cores, Free: room.Free, Each: d.Memory + Overhead}
 	g.VCPUs = d.divide(g.Free/g.Each, left)
 	g.Clones = len(g.VCPUs)
 	if g.Clones == 0 {
@@ -86,35 +92,57 @@ func (l Local) reserve(job string, d Demand) (*Grant, error) {
 // Room is what this machine has for clones now. Somebody else may take it before
 // it is reserved.
 func (l Local) Room() (Room, error) {
-	folder, free, _, err := l.look()
+	folder, room, _, err := l.look()
 	if err != nil {
 		return Room{}, fmt.Errorf("look for memory: %w", err)
 	}
 	folder.Close()
-	return Room{CPUs: runtime.NumCPU(), Free: free}, nil
+	return room, nil
 }
 
-// look says how much memory could be given to clones, in bytes, and which
-// reservations there are. The folder's lock is the caller's to close.
-func (l Local) look() (folder *os.File, free int64, all []reservation, err error) {
+// look says what could be given to clones, and which reservations there are. The folder's lock is the caller's
+// to close.
+func (l Local) look() (folder *os.File, room Room, all []reservation, err error) {
 	if err := os.MkdirAll(l.Dir, 0o755); err != nil {
-		return nil, 0, nil, err
+		return nil, room, nil, err
 	}
 	if folder, err = l.lock(); err != nil {
-		return nil, 0, nil, err
+		return nil, room, nil, err
 	}
-	free, err = available()
-	if err == nil {
+	machine := l.Machine
+	if machine == nil {
+		machine = thisKernel
+	}
+	if room, err = machine(); err == nil {
 		all, err = l.living()
 	}
 	if err != nil {
 		folder.Close()
-		return nil, 0, nil, err
+		return nil, Room{}, nil, err
 	}
 	for _, r := range all {
-		free -= r.Memory
+		room.Free -= r.Memory
 	}
-	return folder, max(0, free), all, nil
+	room.Free = max(0, room.Free)
+	return folder, room, all, nil
+}
+
+// MachineOf is [Local.Machine] for guests of a kind.
+func MachineOf(k hypervisor.Kind) func() (Room, error) {
+	if k.Room == nil {
+		return nil
+	}
+	return func() (room Room, err error) {
+		room.CPUs, room.Free, err = k.Room()
+		return room, err
+	}
+}
+
+// thisKernel says what this machine's kernel has.
+func thisKernel() (room Room, err error) {
+	room.CPUs = runtime.NumCPU()
+	room.Free, err = Available()
+	return room, err
 }
 
 // enter writes a reservation, under the first serial that is free. The caller

@@ -1,7 +1,9 @@
 package allocator
 
 import (
+	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -11,6 +13,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/mpirun-sf/mpirun-sf/vmfork/hypervisor"
 )
 
 func reserve(t *testing.T, l Local, job string, d Demand) *Grant {
@@ -39,7 +43,7 @@ func files(t *testing.T, l Local) []string {
 // share is a part of the memory that is free now, for one clone.
 func share(t *testing.T, parts int64) int64 {
 	t.Helper()
-	free, err := available()
+	free, err := Available()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -47,7 +51,7 @@ func share(t *testing.T, parts int64) int64 {
 }
 
 func TestMemoryIsAHardLimit(t *testing.T) {
-	l := Local{t.TempDir()}
+	l := Local{Dir: t.TempDir()}
 	d := Demand{Clones: 100, VCPUs: 1, Memory: share(t, 4) + share(t, 40)}
 	g := reserve(t, l, "a", d)
 	if g.Clones < 2 || g.Clones > 3 {
@@ -67,7 +71,7 @@ func TestMemoryIsAHardLimit(t *testing.T) {
 }
 
 func TestCoresAreSoftUnlessStrict(t *testing.T) {
-	l := Local{t.TempDir()}
+	l := Local{Dir: t.TempDir()}
 	d := Demand{Clones: 4 * runtime.NumCPU(), VCPUs: 1, Memory: 1 << 20}
 	soft := reserve(t, l, "soft", d)
 	if soft.Clones != d.Clones || len(soft.VCPUs) != d.Clones {
@@ -84,7 +88,7 @@ func TestCoresAreSoftUnlessStrict(t *testing.T) {
 }
 
 func TestHierarchicalGrants(t *testing.T) {
-	l := Local{t.TempDir()}
+	l := Local{Dir: t.TempDir()}
 	d := Demand{Clones: 5, Hierarchical: true, MaxVCPUs: 4, Memory: 1 << 20}
 	g := reserve(t, l, "job", d)
 	if want := []int{3, 2}; g.Clones != 2 || !slices.Equal(g.VCPUs, want) {
@@ -112,7 +116,7 @@ func sum(all []int) (sum int) {
 
 // A job has a ticket, and another, and gives them back in another order.
 func TestJobReservesManyTimes(t *testing.T) {
-	l := Local{t.TempDir()}
+	l := Local{Dir: t.TempDir()}
 	d := Demand{Clones: 1, VCPUs: 1, Memory: share(t, 6)}
 	var grants []*Grant
 	for {
@@ -141,8 +145,8 @@ func TestJobReservesManyTimes(t *testing.T) {
 }
 
 func TestDeadJobsReserveNothing(t *testing.T) {
-	l := Local{t.TempDir()}
-	if n, err := (Local{filepath.Join(l.Dir, "none")}).Clean(); err != nil || n != 0 {
+	l := Local{Dir: t.TempDir()}
+	if n, err := (Local{Dir: filepath.Join(l.Dir, "none")}).Clean(); err != nil || n != 0 {
 		t.Errorf("clean a folder that is not there: %d, %v", n, err)
 	}
 	leave := func(names ...string) {
@@ -170,7 +174,7 @@ func TestDeadJobsReserveNothing(t *testing.T) {
 }
 
 func TestUnreadableReservationIsNamed(t *testing.T) {
-	l := Local{t.TempDir()}
+	l := Local{Dir: t.TempDir()}
 	path := filepath.Join(l.Dir, "other.1.job")
 	if err := os.WriteFile(path, []byte("no JSON"), 0o600); err != nil {
 		t.Fatal(err)
@@ -186,7 +190,7 @@ func TestUnreadableReservationIsNamed(t *testing.T) {
 }
 
 func TestReserveFromManyGoroutines(t *testing.T) {
-	l := Local{t.TempDir()}
+	l := Local{Dir: t.TempDir()}
 	d := Demand{Clones: 1, VCPUs: 1, Memory: share(t, 10)}
 	var mu sync.Mutex
 	var most, held int
@@ -233,4 +237,28 @@ func FuzzParseReservation(f *testing.F) {
 			t.Fatalf("%q gave %+v", text, r)
 		}
 	})
+}
+
+// Where a machine's kernel does not know what there is, somebody else says it.
+func TestMachine(t *testing.T) {
+	kind := hypervisor.Kind{Room: func() (int, int64, error) { return 3, 10 << 30, nil }}
+	l := Local{Dir: t.TempDir(), Machine: MachineOf(kind)}
+	g, err := l.Reserve("job", Demand{Clones: 100, Memory: 1<<30 - Overhead, VCPUs: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer g.Release()
+	if g.Clones != 10 || g.Cores != 3 {
+		t.Errorf("10 GB and 3 processors are room for %d clones of 1 GB, with %d cores", g.Clones, g.Cores)
+	}
+	if room, err := l.Room(); err != nil || room != (Room{CPUs: 3}) {
+		t.Errorf("when they are reserved there is %+v (%v)", room, err)
+	}
+	kind.Room = func() (int, int64, error) { return 0, 0, io.ErrUnexpectedEOF }
+	if _, err := (Local{Dir: t.TempDir(), Machine: MachineOf(kind)}).Room(); !errors.Is(err, io.ErrUnexpectedEOF) {
+		t.Errorf("what cannot be said: %v", err)
+	}
+	if MachineOf(hypervisor.Kind{}) != nil {
+		t.Error("guests that have theirs of this kernel")
+	}
 }

@@ -10,8 +10,8 @@ import (
 	"strings"
 )
 
-// available is the kernel's estimate of what can be used without swapping.
-func available() (int64, error) {
+// Available is the kernel's estimate of what can be used without swapping.
+func Available() (int64, error) {
 	f, err := os.Open("/proc/meminfo")
 	if err != nil {
 		return 0, err

@@ -14,7 +14,7 @@ import (
 // TestMain turns the test binary into a job of its own, a holder.
 func TestMain(m *testing.M) {
 	if dir := os.Getenv("ALLOCATOR_TEST_DIR"); dir != "" {
-		if err := hold(Local{dir}); err != nil {
+		if err := hold(Local{Dir: dir}); err != nil {
 			fmt.Println(err)
 			os.Exit(1)
 		}
@@ -98,7 +98,7 @@ func (h *holder) kill() {
 }
 
 func TestProcessesShareTheMachineAndItsDeadGiveBack(t *testing.T) {
-	l := Local{t.TempDir()}
+	l := Local{Dir: t.TempDir()}
 	const parts = 20
 	memory := share(t, parts)
 	holders := make([]*holder, 4)

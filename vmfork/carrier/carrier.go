@@ -50,6 +50,7 @@ type Carrier struct {
 	net    *network.Network
 	tap    *memtap.Tap
 	driver hypervisor.Driver
+	kind   hypervisor.Kind // the driver's
 	shape  hypervisor.Shape
 	image  *guest.Image // what Checkpoint was given, nil on other hosts
 	probes probes
@@ -97,14 +98,19 @@ func (c *Carrier) Name() string { return c.cfg.Host }
 // Network is the job's private network, as this host has it.
 func (c *Carrier) Network() *network.Network { return c.net }
 
+// reservations are those of this host's jobs.
+func (c *Carrier) reservations() allocator.Local {
+	return allocator.Local{Dir: c.cfg.Reservations, Machine: allocator.MachineOf(c.kind)}
+}
+
 // Room implements [Host].
 func (c *Carrier) Room(context.Context) (allocator.Room, error) {
-	return allocator.Local{Dir: c.cfg.Reservations}.Room()
+	return c.reservations().Room()
 }
 
 // Reserve implements [Host].
 func (c *Carrier) Reserve(_ context.Context, id string, d allocator.Demand) (r Reserved, err error) {
-	g, err := allocator.Local{Dir: c.cfg.Reservations}.Reserve(c.cfg.Job, d)
+	g, err := c.reservations().Reserve(c.cfg.Job, d)
 	if err != nil {
 		return r, err
 	}

@@ -55,7 +55,7 @@ func (c *Carrier) Equip(ctx context.Context, e Equipment) (out Equipped, err err
 	if err != nil {
 		return out, err
 	}
-	c.driver, c.shape = driver, e.Shape
+	c.kind, c.driver, c.shape = kind, driver, e.Shape
 	out = Equipped{Hypervisor: kind.Name, Accel: accel, Version: driver.Version()}
 	if reason != nil {
 		out.Reason = reason.Error()

@@ -35,6 +35,10 @@ type Kind struct {
 	// Modules of the kernel that guests need, beside those that all have.
 	Modules []string
 
+	// Room says what this machine has for guests: processors, and bytes of memory, that of guests of this kind which live counted as
+	// free. It is nil where guests have theirs of this machine's kernel.
+	Room func() (cpus int, memory int64, err error)
+
 	// Sweep ends what drivers have left whose process was killed; nil where the kernel does.
 	Sweep func(ctx context.Context) error
 }

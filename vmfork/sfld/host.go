@@ -152,17 +152,18 @@ func facts(ctx context.Context, w link.Welcome, port uint16) (h link.Hello, err 
 	if unix.Sysinfo(&st) == nil {
 		h.MemoryTotal = int64(st.Totalram) * int64(st.Unit)
 	}
-	if room, err := (allocator.Local{Dir: jobsDir}).Room(); err == nil {
-		h.CPUs, h.MemoryFree = room.CPUs, room.Free
-	} else {
-		h.Lacks = append(h.Lacks, err.Error())
-	}
-	if kind, err := hypervisor.Choose(w.Hypervisor); err != nil {
+	kind, err := hypervisor.Choose(w.Hypervisor)
+	if err != nil {
 		h.Lacks = append(h.Lacks, err.Error())
 	} else if release, err := kind.Check(ctx); err != nil {
 		h.Lacks = append(h.Lacks, err.Error())
 	} else {
 		h.Hypervisor, h.HypervisorVersion = kind.Name, release
+	}
+	if room, err := (allocator.Local{Dir: jobsDir, Machine: allocator.MachineOf(kind)}).Room(); err == nil {
+		h.CPUs, h.MemoryFree = room.CPUs, room.Free
+	} else {
+		h.Lacks = append(h.Lacks, err.Error())
 	}
 	if err := memtap.Probe(); err != nil {
 		h.Lacks = append(h.Lacks, err.Error())
