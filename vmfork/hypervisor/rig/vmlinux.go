@@ -14,7 +14,7 @@ import (
 	"github.com/klauspost/compress/zstd"
 )
 
-// VMLinux takes the kernel out of a bzImage, as an ELF file, which QEMU, Xen and xl start as well: a bzImage's own
+// VMLinux takes the kernel out of a bzImage, as an ELF file without what nobody who loads it needs, which QEMU, Xen and xl start as well: a bzImage's own
 // decompressing is five billion instructions, which under emulation cost each start several seconds.
 func VMLinux(ctx context.Context, bzImage []byte) ([]byte, error) {
 	payload, err := payloadOf(bzImage)
@@ -62,7 +62,7 @@ func VMLinux(ctx context.Context, bzImage []byte) ([]byte, error) {
 	if !bytes.HasPrefix(kernel, []byte("\x7fELF")) {
 		return nil, errors.New("what is compressed in the kernel's image is no ELF file")
 	}
-	return kernel, nil
+	return trim(kernel)
 }
 
 // Offsets in a bzImage, of Linux' Documentation/arch/x86/boot.rst.

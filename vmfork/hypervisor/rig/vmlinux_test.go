@@ -3,6 +3,7 @@ package rig
 import (
 	"bytes"
 	"compress/gzip"
+	"debug/elf"
 	"encoding/binary"
 	"os/exec"
 	"strings"
@@ -24,7 +25,10 @@ func bzImage(compressed []byte, length int) []byte {
 }
 
 func TestVMLinux(t *testing.T) {
-	kernel := append([]byte("\x7fELF"), bytes.Repeat([]byte("kernel "), 10000)...)
+	content := bytes.Repeat([]byte("kernel "), 10000)
+	kernel, want := elfOf(content, 5000), elfOf(content, 0)
+	clear(want[sectionEntry:64])
+	binary.LittleEndian.PutUint64(want[64+segmentContent+8:], uint64(len(content)+5000)) // in memory it is as large
 	var zipped bytes.Buffer
 	z := gzip.NewWriter(&zipped)
 	z.Write(kernel)
@@ -41,7 +45,7 @@ func TestVMLinux(t *testing.T) {
 	}
 	for name, compressed := range map[string][]byte{"gzip": zipped.Bytes(), "zstd": e.EncodeAll(kernel, nil), "xz": xzed} {
 		got, err := VMLinux(t.Context(), bzImage(compressed, len(kernel)))
-		if err != nil || !bytes.Equal(got, kernel) {
+		if err != nil || !bytes.Equal(got, want) {
 			t.Errorf("%s: %d bytes, %v", name, len(got), err)
 		}
 		if _, err := VMLinux(t.Context(), bzImage(compressed, len(kernel)-1)); err == nil {
@@ -57,6 +61,28 @@ func TestVMLinux(t *testing.T) {
 	if _, err := VMLinux(t.Context(), []byte("no kernel")); err == nil {
 		t.Error("what is no image is taken")
 	}
+}
+
+// elfOf makes an ELF file of one segment, with zeros behind its content.
+func elfOf(content []byte, zeros int) []byte {
+	var b bytes.Buffer
+	size := uint64(len(content) + zeros)
+	h := elf.Header64{Type: uint16(elf.ET_EXEC), Machine: uint16(elf.EM_X86_64), Version: 1, Phoff: 64, Ehsize: 64, Phentsize: segmentSize, Phnum: 1, Shentsize: 64}
+	copy(h.Ident[:], "\x7fELF\x02\x01\x01")
+	binary.Write(&b, binary.LittleEndian, h)
+	binary.Write(&b, binary.LittleEndian, elf.Prog64{Type: uint32(elf.PT_LOAD), Off: 64 + segmentSize, Filesz: size, Memsz: size})
+	b.Write(content)
+	b.Write(make([]byte, zeros))
+	return b.Bytes()
+}
+
+func FuzzTrim(f *testing.F) {
+	f.Add(elfOf([]byte("content"), 10))
+	f.Fuzz(func(t *testing.T, kernel []byte) {
+		if trimmed, err := trim(kernel); err == nil && len(trimmed) > len(kernel) {
+			t.Errorf("of %d bytes became %d", len(kernel), len(trimmed))
+		}
+	})
 }
 
 func FuzzPayload(f *testing.F) {
