@@ -42,8 +42,14 @@ const (
 
 // processor is QEMU's most capable one without what goes wrong under its translator (7.2): with SMAP dom0 dies, with RDTSCP
 // guests in PVH do, and with AVX and XSAVE programs in dom0 find their registers changed. And without what makes it slow: with
-// ERMS and FSRM all that copies memory does so by REP MOVSB, which is translated to one round for each byte.
-const processor = "max,-smap,-rdtscp,-avx,-avx2,-xsave,-erms,-fsrm"
+// ERMS and FSRM all that copies memory does so by REP MOVSB, which is translated to one round for each byte; and with FSGSBASE a
+// dom0 asks Xen for a register each time that it goes from one process to another.
+const processor = "max,-smap,-rdtscp,-avx,-avx2,-xsave,-erms,-fsrm,-fsgsbase"
+
+// linuxArguments are dom0's, for what it does to cost less: no tests of ciphers, which take longer than all else that it starts with,
+// and none of its own mappings; no accounts of what waits; memory that is not cleared a second time; and timers that end with a tick,
+// of which a Go program has very many.
+const linuxArguments = "nokaslr cryptomgr.notests rodata=off psi=0 init_on_alloc=0 hardened_usercopy=off apparmor=0 highres=off"
 
 // bootLimit is how long it may take until dom0 is heard, and its tools work.
 const bootLimit = 5 * time.Minute
@@ -106,7 +112,7 @@ func Start(ctx context.Context, c *Cache, dir string, o Options) (*Rig, error) {
 		ownTime = 0
 	}
 	image, err := machine.Build(ctx, dir, machine.Machine{
-		Kernel: kernel, Cmdline: "nokaslr cryptomgr.notests", // whose tests take longer than all else that it starts with
+		Kernel: kernel, Cmdline: linuxArguments,
 		Under: &machine.Under{
 			Image: x.Image, Linux: linux, Console: "hvc0",
 			Cmdline: fmt.Sprintf("console=com1 com1=115200 loglvl=all guest_loglvl=all dom0_mem=%[1]dM,max:%[1]dM bootscrub=0 spec-ctrl=no", dom0Memory>>20),
@@ -127,7 +133,8 @@ func Start(ctx context.Context, c *Cache, dir string, o Options) (*Rig, error) {
 	r := &Rig{m, x, []string{envFlavour + "=" + string(o.Flavour), envKernel + "=" + linux, envInitrd + "=" + initrd}}
 	if err := r.up(bctx, dom0); err != nil {
 		console := r.Console()
-		return nil, fmt.Errorf("%w; the console ends with\n%s", errors.Join(err, r.Close()), console[max(0, len(console)-3000):])
+		r.Close()
+		return nil, fmt.Errorf("%w; the console ends with\n%s", err, console[max(0, len(console)-3000):])
 	}
 	return r, nil
 }
@@ -154,12 +161,18 @@ func (c *Cache) parts(ctx context.Context, f Flavour) (x *Xen, kernel *guest.Ker
 	return x, kernel, linux, err
 }
 
-// GuestKernel is the rig's Linux with those modules that guests of this project have, and more of the rig's.
+// GuestKernel is the rig's Linux with those modules that guests of this project have, and more of the rig's. It is an ELF file:
+// xl would decompress another at each boot.
 func (c *Cache) GuestKernel(ctx context.Context, more []string) (*guest.Kernel, error) {
 	if _, err := c.findKernel(ctx, modules); err != nil { // what is fetched and kept has to be enough for the rig
 		return nil, err
 	}
-	return c.findKernel(ctx, more)
+	k, err := c.findKernel(ctx, more)
+	if err != nil {
+		return nil, err
+	}
+	k.Path, err = c.vmlinux(ctx, k)
+	return k, err
 }
 
 func (c *Cache) findKernel(ctx context.Context, more []string) (*guest.Kernel, error) {
@@ -187,7 +200,7 @@ func (c *Cache) vmlinux(ctx context.Context, k *guest.Kernel) (string, error) {
 	}
 	const name = "vmlinux"
 	sum := sha256.Sum256(image)
-	dir, err := c.part(ctx, name, []string{string(sum[:])}, func(dir string) error {
+	dir, err := c.part(ctx, name, []string{string(sum[:]), "trimmed"}, func(dir string) error {
 		elf, err := machine.VMLinux(ctx, image)
 		if err != nil {
 			return fmt.Errorf("%s: %w", k.Release, err)

@@ -15,7 +15,7 @@
 //  3. [Rig.Run] sends a command and passes its output on as it comes; then come
 //     the files that were asked for, and the exit status. As many commands as
 //     wanted follow one another; what one leaves, the next finds.
-//  4. [Rig.Close] turns the machine off.
+//  4. [Rig.Close] cuts the power of the machine.
 //
 // Nothing listens anywhere: the way to the init is a virtio-serial port on a
 // socket pair (wire.go). The machine has no network, its disk's writes vanish

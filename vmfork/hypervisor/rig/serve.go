@@ -21,7 +21,7 @@ var environment = []string{
 // lingerLimit is how long what a command left may hold its output open.
 const lingerLimit = 5 * time.Second
 
-// serve does what the host says until it says no more.
+// serve does what the host says.
 func serve(port io.ReadWriter) error {
 	if err := writeFrame(port, frameReady, nil); err != nil {
 		return fmt.Errorf("speak to the host: %w", err)
@@ -30,9 +30,6 @@ func serve(port io.ReadWriter) error {
 		var c Command
 		if err := orders.Decode(&c); err != nil {
 			return fmt.Errorf("hear the host: %w", err)
-		}
-		if len(c.Args) == 0 {
-			return nil
 		}
 		if err := obey(port, c); err != nil {
 			return fmt.Errorf("speak to the host: %w", err)

@@ -11,8 +11,7 @@ import (
 // portName is the serial port between host and rig.
 //
 // The host sends a Command as JSON, the rig answers with frames, of which a
-// status is the last. Before the first command it sends frameReady. A command
-// without arguments turns the machine off.
+// status is the last. Before the first command it sends frameReady.
 const portName = "mpirun-sf.rig"
 
 // A frame is its kind, the length of what follows as a 32-bit big-endian

@@ -3,9 +3,10 @@
 //	testxen [-xen stock|paging] [-run REGEXP] [-short] [-v] [PACKAGE]...
 //	testxen [-xen stock|paging] [-product] -sh 'COMMANDS'
 //
-// Without packages it runs all below xen/, and those of mpirun-sf/e2e/xen, which run the launcher. With -product, COMMANDS
-// find it and the examples in $MPIRUN_SF_XEN_PRODUCT. With -pv-only the processor has no virtualization. Logs, the console, the hypervisor's messages and the coverage are left in the folder
-// of -out. The first run fetches packages, and for -xen paging compiles the hypervisor, which takes minutes.
+// Without packages it runs all below xen/, and those of mpirun-sf/e2e/xen, which run the launcher; the two kinds side by side,
+// in a rig each. With -product, COMMANDS find the launcher and the examples in $MPIRUN_SF_XEN_PRODUCT. With -pv-only the processor has no virtualization. Logs, the
+// console, the hypervisor's messages and the coverage are left in the folder of -out. The first run fetches packages, and for -xen
+// paging compiles the hypervisor, which takes minutes.
 package main
 
 import (
@@ -13,29 +14,16 @@ import (
 	"errors"
 	"flag"
 	"fmt"
-	"io"
 	"os"
 	"os/signal"
 	"path/filepath"
-	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
 
-	"github.com/mpirun-sf/mpirun-sf/vmfork/hypervisor/conformance"
 	machine "github.com/mpirun-sf/mpirun-sf/vmfork/hypervisor/rig"
-	"github.com/mpirun-sf/mpirun-sf/vmfork/metrics"
 	"github.com/mpirun-sf/mpirun-sf/xen/rig"
 )
-
-// Places in the rig.
-const (
-	coverDir = "/root/cover"
-	logDir   = "/var/log/xen"
-)
-
-// testAll names the variable by which tests take their time.
-const testAll = "MPIRUN_SF_TEST_ALL"
 
 // options are the command line.
 type options struct {
@@ -51,6 +39,7 @@ type options struct {
 	pvOnly   bool
 	hostTime bool
 	limit    time.Duration
+	oneRig   bool
 	packages []string
 }
 
@@ -71,7 +60,8 @@ func parseOptions() (o options, err error) {
 	flavour := flag.String("xen", string(rig.FlavourStock), "which hypervisor: stock, the distribution's; or paging, its source compiled with memory paging")
 	flag.StringVar(&o.run, "run", "", "a regular expression for tests, as go test has it")
 	flag.BoolVar(&o.short, "short", false, "let tests be short")
-	flag.BoolVar(&o.verbose, "v", false, "print what tests print")
+	flag.BoolVar(&o.verbose, "v", false, "print what tests print; has -one-rig")
+	flag.BoolVar(&o.oneRig, "one-rig", false, "run tests that run the launcher and those that do not one after the other, in one rig")
 	flag.BoolVar(&o.make, "make", false, "fetch and compile what the rig is made of, and run nothing")
 	flag.StringVar(&o.shell, "sh", "", "run these commands of a shell in dom0 instead of tests")
 	flag.BoolVar(&o.product, "product", false, "bring the launcher and the examples, as tests of packages do that need them")
@@ -92,6 +82,7 @@ func parseOptions() (o options, err error) {
 	if o.cpus < 1 {
 		return o, errors.New("-cpus is at least 1")
 	}
+	o.oneRig = o.oneRig || o.verbose
 	if o.packages = flag.Args(); len(o.packages) == 0 {
 		o.packages = []string{"./xen/...", "./" + ofProduct + "xen"}
 	}
@@ -120,153 +111,15 @@ func run(ctx context.Context, o options) error {
 	if err := os.MkdirAll(o.out, 0o755); err != nil {
 		return err
 	}
-	b := &bundle{}
-	var with []string
-	if o.shell == "" {
-		if b, err = compile(ctx, dir, o.packages, "./xen/..."); err != nil {
-			return err
-		}
-		with = append(with, b.dir)
-		fmt.Fprintf(os.Stderr, "testxen: compiled after %.0f s\n", time.Since(begin).Seconds())
-	}
-	ro := rig.Options{Flavour: o.flavour, CPUs: o.cpus, PVOnly: o.pvOnly, HostTime: o.hostTime || o.cpus > 1}
-	var env []string
-	if o.product || b.needsProduct() {
-		var more []string
-		if more, env, err = product(ctx, cache, dir); err != nil {
-			return err
-		}
-		with, ro.Free = append(with, more...), productFree
-	}
-	ro.With = with
 	if err := machine.Mendable(); err != nil {
 		fmt.Fprintf(os.Stderr, "testxen: guests may stand still: %v\n", err)
 	}
-	r, err := rig.Start(ctx, cache, dir, ro)
-	if err != nil {
-		return err
-	}
-	r.Env = append(r.Env, env...)
-	defer r.Close()
-	fmt.Fprintf(os.Stderr, "testxen: dom0 of Xen %s (%s) is up after %.0f s\n", r.Xen.Version, o.flavour, time.Since(begin).Seconds())
+	s := &session{options: o, begin: begin, cache: cache, dir: dir}
 	if o.shell != "" {
-		err = shell(ctx, r, o)
+		err = s.runShell(ctx)
 	} else {
-		err = test(ctx, r, o, b)
+		err = s.test(ctx)
 	}
-	// Also, and above all, of a rig whose tests failed.
-	gctx, cancel := context.WithTimeoutCause(context.WithoutCancel(ctx), time.Minute, errors.New("the rig had not given its logs after a minute"))
-	defer cancel()
-	err = errors.Join(err, gather(gctx, r, o))
-	used, uerr := metrics.ReadProcess(r.PID())
-	err = errors.Join(err, uerr, r.Close())
-	fmt.Fprintf(os.Stderr, "testxen: %.0f s in all, of which the rig had %.0f s of a processor; logs are in %s\n", time.Since(begin).Seconds(), used.CPU.Seconds(), o.out)
-	return err
-}
-
-func shell(ctx context.Context, r *rig.Rig, o options) error {
-	res, err := r.Run(ctx, machine.Command{Args: []string{"sh", "-c", o.shell}, Env: r.Env}, os.Stdout, os.Stderr, o.out)
-	if err == nil && res.Status != 0 {
-		err = fmt.Errorf("the commands ended with status %d", res.Status)
-	}
-	return err
-}
-
-// test runs the suites one after the other.
-func test(ctx context.Context, r *rig.Rig, o options, b *bundle) error {
-	if res, err := r.Run(ctx, machine.Command{Args: []string{"mkdir", "-p", coverDir}}, io.Discard, os.Stderr, o.out); err != nil || res.Status != 0 {
-		return errors.Join(err, fmt.Errorf("mkdir %s ended with status %d", coverDir, res.Status))
-	}
-	var failed []string
-	env := append([]string{conformance.ProgramVariable + "=" + b.guest(), testAll + "=" + os.Getenv(testAll)}, r.Env...)
-	for _, s := range b.suites {
-		ok, err := s.run(ctx, r, o, env)
-		if err != nil {
-			return err
-		}
-		if !ok {
-			failed = append(failed, s.name)
-		}
-	}
-	folder, err := os.MkdirTemp("", "mpirun-sf-testxen-")
-	if err != nil {
-		return err
-	}
-	defer os.RemoveAll(folder)
-	if _, err := r.Run(ctx, machine.Command{Args: []string{"true"}, Bring: []string{coverDir}}, io.Discard, os.Stderr, folder); err != nil {
-		return fmt.Errorf("bring the coverage: %w", err)
-	}
-	percent, err := coverage(ctx, filepath.Join(folder, filepath.Base(coverDir)), filepath.Join(o.out, "cover.out"))
-	if err != nil {
-		return err
-	}
-	fmt.Print(percent)
-	if len(failed) > 0 {
-		return fmt.Errorf("failed: %s", strings.Join(failed, " "))
-	}
-	return nil
-}
-
-// run runs one suite in the rig. The error is the rig's.
-func (s *suite) run(ctx context.Context, r *rig.Rig, o options, env []string) (ok bool, err error) {
-	log, err := os.Create(filepath.Join(o.out, strings.ReplaceAll(s.name, "/", "-")+".log"))
-	if err != nil {
-		return false, err
-	}
-	defer log.Close()
-	to := io.Writer(log)
-	if o.verbose {
-		to = io.MultiWriter(log, os.Stdout)
-	}
-	read, err := read(ctx, to)
-	if err != nil {
-		return false, err
-	}
-	args := []string{
-		s.binary, "-test.v=test2json", "-test.paniconexit0", "-test.gocoverdir=" + coverDir,
-		"-test.timeout=" + o.limit.String(), "-test.run=" + o.run, fmt.Sprintf("-test.short=%v", o.short),
-	}
-	// The binary's own limit comes first, and tells where it hangs.
-	rctx, cancel := context.WithTimeoutCause(ctx, o.limit+30*time.Second, fmt.Errorf("the tests of %s had no end after %v", s.name, o.limit))
-	defer cancel()
-	before, err := metrics.ReadProcess(r.PID())
-	if err != nil {
-		return false, err
-	}
-	res, err := r.Run(rctx, machine.Command{Args: args, Dir: s.dir, Env: env}, read, read, o.out)
-	report, rerr := read.end()
-	if err = errors.Join(err, rerr); err != nil {
-		return false, err
-	}
-	after, err := metrics.ReadProcess(r.PID())
-	if err != nil {
-		return false, err
-	}
-	ok, report.took, report.cost = res.Status == 0, res.Took, after.CPU-before.CPU
-	fmt.Println(report.line(s.name, ok))
-	if !ok && !o.verbose {
-		said, err := os.ReadFile(log.Name())
-		if err != nil {
-			return false, err
-		}
-		fmt.Printf("%s", said)
-	}
-	return ok, nil
-}
-
-// gather brings what the hypervisor, dom0 and Xen's tools have logged.
-func gather(ctx context.Context, r *rig.Rig, o options) error {
-	err := os.WriteFile(filepath.Join(o.out, "console.log"), []byte(r.Console()), 0o644)
-	for name, args := range map[string][]string{"xl-dmesg.log": {"xl", "dmesg"}, "xl-info.log": {"xl", "info"}, "dmesg.log": {"dmesg"}} {
-		f, e := os.Create(filepath.Join(o.out, name))
-		if e != nil {
-			return errors.Join(err, e)
-		}
-		_, e = r.Run(ctx, machine.Command{Args: args, Bring: []string{logDir}}, f, f, o.out)
-		err = errors.Join(err, e, f.Close())
-		if e != nil {
-			break // the next would wait as long
-		}
-	}
+	fmt.Fprintf(os.Stderr, "testxen: %.0f s in all; logs are in %s\n", time.Since(begin).Seconds(), o.out)
 	return err
 }

@@ -7,7 +7,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strings"
 
 	"github.com/mpirun-sf/mpirun-sf/vmfork/guest"
 	"github.com/mpirun-sf/mpirun-sf/vmfork/hypervisor"
@@ -77,14 +76,4 @@ func product(ctx context.Context, c *rig.Cache, dir string) (with, env []string,
 		}
 	}
 	return with, []string{envProduct + "=" + to, "XDG_CACHE_HOME=" + cache}, nil
-}
-
-// needsProduct says whether tests of a bundle run the launcher.
-func (b *bundle) needsProduct() bool {
-	for _, s := range b.suites {
-		if strings.HasPrefix(s.name, ofProduct) {
-			return true
-		}
-	}
-	return false
 }

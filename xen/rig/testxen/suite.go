@@ -38,6 +38,34 @@ func (b *bundle) guest() string { return filepath.Join(b.dir, "guest") }
 // bin is the folder of a group's test binaries.
 func (b *bundle) bin(group int) string { return filepath.Join(b.dir, "bin", strconv.Itoa(group)) }
 
+// A part is suites that run in one rig.
+type part struct {
+	name    string
+	suites  []suite
+	product bool // in the rig is the launcher
+}
+
+// parts divides the suites into those that run the launcher and those that do not.
+func (b *bundle) parts(one bool) []part {
+	driver, launcher := part{name: "driver"}, part{name: "launcher", product: true}
+	for _, s := range b.suites {
+		if strings.HasPrefix(s.name, ofProduct) {
+			launcher.suites = append(launcher.suites, s)
+		} else {
+			driver.suites = append(driver.suites, s)
+		}
+	}
+	switch {
+	case len(launcher.suites) == 0:
+		return []part{driver}
+	case len(driver.suites) == 0:
+		return []part{launcher}
+	case one:
+		return []part{{"rig", b.suites, true}}
+	}
+	return []part{launcher, driver}
+}
+
 // compile makes test binaries of the packages below dir, and copies their folders, which hold what tests read.
 func compile(ctx context.Context, dir string, patterns []string, covered string) (*bundle, error) {
 	list := exec.CommandContext(ctx, "go", append([]string{"list", "-f", "{{if or .TestGoFiles .XTestGoFiles}}{{.ImportPath}} {{.Dir}}{{end}}"}, patterns...)...)
