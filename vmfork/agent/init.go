@@ -28,8 +28,8 @@ const (
 // does not know becomes init's environment: there Go is told not to preempt the
 // agent's goroutines by signals, which are much code for a process whose code is
 // to be translated, on the way from a fork to the end of its pause. Pressure
-// stall information is of no use to anybody here.
-const KernelArguments = "psi=0 GODEBUG=asyncpreemptoff=1"
+// stall information is of no use to anybody here, nor are tests of the kernel's ciphers at each boot.
+const KernelArguments = "psi=0 cryptomgr.notests GODEBUG=asyncpreemptoff=1"
 
 // stateDir is the agent's own folder, on a tmpfs.
 const stateDir = "/run/mpirun-sf"

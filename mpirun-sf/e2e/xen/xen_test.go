@@ -159,14 +159,26 @@ func hello(t *testing.T, on string, ranks int) result {
 	return r
 }
 
-// TestRanks: ranks run in clones, the second time of the checkpoint that the first has made, with one more of them.
+// TestRanks: ranks run in clones; then one more of them, of the checkpoint that the first have made, and as one of these
+// fails, its status is the job's.
 func TestRanks(t *testing.T) {
 	needsPVH(t)
-	for i, ranks := range []int{2, 3} {
-		if r := hello(t, pvh, ranks); strings.Contains(r.stderr, "booted") != (i == 0) {
-			t.Errorf("run %d: whether a guest was booted is wrong", i)
+	if r := hello(t, pvh, 2); !strings.Contains(r.stderr, "booted") {
+		t.Error("no guest was booted")
+	}
+	r := run(t, pvh, "3", "exit3")
+	if r.status != 3 {
+		t.Errorf("it ended with status %d, want 3", r.status)
+	}
+	for rank, status := range []int{0, 0, 3} {
+		if want := fmt.Sprintf("rank %d of 3 exits %d\n", rank, status); !strings.Contains(r.stdout, want) {
+			t.Errorf("%q is not in what the ranks said", want)
 		}
 	}
+	if strings.Contains(r.stderr, "booted") {
+		t.Error("a guest was booted a second time")
+	}
+	nothingLeft(t)
 }
 
 // TestRanksPV: ranks run in clones of a PV guest, which is booted from the same image and has a checkpoint of its own.
@@ -194,15 +206,6 @@ func TestPVOnly(t *testing.T) {
 		t.Errorf("the doctor, not told of a hypervisor, says\n%s", said)
 	}
 	hello(t, "auto", 2)
-}
-
-// TestStatus: the status of a rank that fails is the job's.
-func TestStatus(t *testing.T) {
-	needsPVH(t)
-	if r := run(t, pvh, "2", "exit3"); r.status != 3 || !strings.Contains(r.stdout, "rank 0 of 2 exits 0") {
-		t.Errorf("it ended with status %d", r.status)
-	}
-	nothingLeft(t)
 }
 
 // TestKilled: when the launcher is killed while its ranks run, their domains end, too.
