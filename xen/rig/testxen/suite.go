@@ -45,25 +45,26 @@ type part struct {
 	product bool // in the rig is the launcher
 }
 
-// parts divides the suites into those that run the launcher and those that do not.
-func (b *bundle) parts(one bool) []part {
-	driver, launcher := part{name: "driver"}, part{name: "launcher", product: true}
+// driverPackage has tests that take as long as all others together.
+const driverPackage = "xen"
+
+// parts divides the suites into two that take about as long, or into one.
+func (b *bundle) parts(one bool) (parts []part) {
+	driver, others := part{name: "driver"}, part{name: "others"}
 	for _, s := range b.suites {
-		if strings.HasPrefix(s.name, ofProduct) {
-			launcher.suites = append(launcher.suites, s)
-		} else {
-			driver.suites = append(driver.suites, s)
+		p := &others
+		if s.name == driverPackage && !one {
+			p = &driver
+		}
+		p.suites = append(p.suites, s)
+		p.product = p.product || strings.HasPrefix(s.name, ofProduct)
+	}
+	for _, p := range []part{driver, others} {
+		if len(p.suites) > 0 {
+			parts = append(parts, p)
 		}
 	}
-	switch {
-	case len(launcher.suites) == 0:
-		return []part{driver}
-	case len(driver.suites) == 0:
-		return []part{launcher}
-	case one:
-		return []part{{"rig", b.suites, true}}
-	}
-	return []part{launcher, driver}
+	return parts
 }
 
 // compile makes test binaries of the packages below dir, and copies their folders, which hold what tests read.

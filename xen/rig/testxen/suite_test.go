@@ -5,18 +5,18 @@ import (
 	"testing"
 )
 
-// Tests that run the launcher have a rig of their own, unless there are no others, or all shall be in one.
+// The driver's tests have a rig of their own, unless there are no others, or all shall be in one.
 func TestParts(t *testing.T) {
-	driver, launcher := suite{name: "xen/store"}, suite{name: ofProduct + "xen"}
+	driver, store, launcher := suite{name: "xen"}, suite{name: "xen/store"}, suite{name: ofProduct + "xen"}
 	for _, c := range []struct {
 		suites []suite
 		one    bool
 		want   []part
 	}{
-		{[]suite{driver, launcher}, false, []part{{"launcher", []suite{launcher}, true}, {"driver", []suite{driver}, false}}},
-		{[]suite{driver, launcher}, true, []part{{"rig", []suite{driver, launcher}, true}}},
+		{[]suite{driver, store, launcher}, false, []part{{"driver", []suite{driver}, false}, {"others", []suite{store, launcher}, true}}},
+		{[]suite{driver, store, launcher}, true, []part{{"others", []suite{driver, store, launcher}, true}}},
 		{[]suite{driver}, false, []part{{"driver", []suite{driver}, false}}},
-		{[]suite{launcher}, true, []part{{"launcher", []suite{launcher}, true}}},
+		{[]suite{store}, true, []part{{"others", []suite{store}, false}}},
 	} {
 		if got := (&bundle{suites: c.suites}).parts(c.one); !reflect.DeepEqual(got, c.want) {
 			t.Errorf("of %v in one rig (%v): %+v", c.suites, c.one, got)
