@@ -22,8 +22,7 @@
 //
 // A guest's console (console.go), other than its first, is a serial port: two rings of bytes. What the host writes
 // to the port stays in the port's socket until the guest has taken it out of its ring,
-// where it is only a copy: so [hypervisor.Port.Unread] counts it as unread, and a guest's
-// successor gets what the guest did not. What the guest has written is in the socket
+// where it is only a copy: so a guest's successor gets what the guest did not. What the guest has written is in the socket
 // before a suspension is over ([Console.Drain]). In the guest it is a terminal, and not always one that
 // hears, or hears bytes as they are: so the guest begins with a greeting ([guestport.Ready]), and is told nothing before.
 //
