@@ -35,8 +35,9 @@ type reader struct {
 	report         report
 }
 
-// read starts a reader, which writes what tests print to log.
-func read(ctx context.Context, log io.Writer) (*reader, error) {
+// read starts a reader, which writes to log what tests print, and what each has used of this machine's processors: spent tells
+// how much that is of all so far.
+func read(ctx context.Context, log io.Writer, spent func() time.Duration) (*reader, error) {
 	cmd := exec.CommandContext(ctx, "go", "tool", "test2json")
 	cmd.Stderr = os.Stderr
 	in, err := cmd.StdinPipe()
@@ -52,7 +53,7 @@ func read(ctx context.Context, log io.Writer) (*reader, error) {
 	}
 	r := &reader{WriteCloser: in, done: make(chan error, 1)}
 	go func() {
-		err := r.report.read(out, log)
+		err := r.report.read(out, log, spent)
 		r.done <- errors.Join(err, cmd.Wait())
 	}()
 	return r, nil
@@ -67,8 +68,9 @@ func (r *reader) end() (report, error) {
 	return r.report, nil
 }
 
-func (r *report) read(events io.Reader, log io.Writer) error {
-	said := map[string]string{} // of each test, what it printed last
+func (r *report) read(events io.Reader, log io.Writer, spent func() time.Duration) error {
+	said := map[string]string{}         // of each test, what it printed last
+	began := map[string]time.Duration{} // what had been spent
 	for d := json.NewDecoder(events); ; {
 		var e event
 		if err := d.Decode(&e); err != nil {
@@ -78,6 +80,8 @@ func (r *report) read(events io.Reader, log io.Writer) error {
 			return err
 		}
 		switch e.Action {
+		case "run":
+			began[e.Test] = spent()
 		case "output":
 			if _, err := io.WriteString(log, e.Output); err != nil {
 				return err
@@ -86,8 +90,14 @@ func (r *report) read(events io.Reader, log io.Writer) error {
 				said[e.Test] = text
 			}
 		case "pass", "fail", "skip":
-			if e.Test != "" {
-				r.ended(e, said[e.Test])
+			if e.Test == "" {
+				continue
+			}
+			r.ended(e, said[e.Test])
+			if cost := spent() - began[e.Test]; cost >= time.Second {
+				if _, err := fmt.Fprintf(log, "    %s: %.0f s of a processor\n", e.Test, cost.Seconds()); err != nil {
+					return err
+				}
 			}
 		}
 	}

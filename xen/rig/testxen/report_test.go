@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 )
 
 // output is what a test binary prints with -test.v=test2json.
@@ -29,7 +30,8 @@ func TestReport(t *testing.T) {
 		t.Skip(err)
 	}
 	var log strings.Builder
-	r, err := read(t.Context(), &log)
+	var clock time.Duration
+	r, err := read(t.Context(), &log, func() time.Duration { clock += 3 * time.Second; return clock })
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -52,7 +54,7 @@ func TestReport(t *testing.T) {
 	if !reflect.DeepEqual(got, want) {
 		t.Errorf("got %+v", got)
 	}
-	for _, text := range []string{"a remark", "--- FAIL: TestParts/one", "it is wrong"} {
+	for _, text := range []string{"a remark", "--- FAIL: TestParts/one", "it is wrong", "TestGood: 3 s of a processor"} {
 		if !strings.Contains(log.String(), text) {
 			t.Errorf("the log lacks %q:\n%s", text, &log)
 		}

@@ -174,7 +174,11 @@ func (s *suite) run(ctx context.Context, p *place, env []string) (ok bool, err e
 	if p.verbose {
 		to = io.MultiWriter(log, os.Stdout)
 	}
-	read, err := read(ctx, to)
+	spent := func() time.Duration {
+		used, _ := metrics.ReadProcess(p.PID()) // or it is gone, which will be told
+		return used.CPU
+	}
+	read, err := read(ctx, to, spent)
 	if err != nil {
 		return false, err
 	}
@@ -185,20 +189,13 @@ func (s *suite) run(ctx context.Context, p *place, env []string) (ok bool, err e
 	// The binary's own limit comes first, and tells where it hangs.
 	rctx, cancel := context.WithTimeoutCause(ctx, p.limit+30*time.Second, fmt.Errorf("the tests of %s had no end after %v", s.name, p.limit))
 	defer cancel()
-	before, err := metrics.ReadProcess(p.PID())
-	if err != nil {
-		return false, err
-	}
+	before := spent()
 	res, err := p.Run(rctx, machine.Command{Args: args, Dir: s.dir, Env: env}, read, read, p.logs)
 	report, rerr := read.end()
 	if err = errors.Join(err, rerr); err != nil {
 		return false, err
 	}
-	after, err := metrics.ReadProcess(p.PID())
-	if err != nil {
-		return false, err
-	}
-	ok, report.took, report.cost = res.Status == 0, res.Took, after.CPU-before.CPU
+	ok, report.took, report.cost = res.Status == 0, res.Took, spent()-before
 	fmt.Println(report.line(s.name, ok))
 	if !ok && !p.verbose {
 		said, err := os.ReadFile(log.Name())
