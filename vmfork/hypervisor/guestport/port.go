@@ -70,10 +70,8 @@ func terminal(cmdline, port string) string {
 // Ready ends what a guest says to greet its host over a port that is a terminal. Before, the host says back what it hears, and
 // nothing else; from then on bytes pass as they are. None of that is the port's user's to hear.
 //
-// It has two reasons. Until a terminal is told not to, it changes what it hears, and says it back by its echo. And Linux gives who opens
-// a terminal that it had taken away the one that is about to go: what is written to it arrives, and nothing is heard, or not for
-// long, for its interrupt is gone. [released] sees to it that this does not happen; in case that it does, nothing counts before the host was heard, and else the
-// terminal is opened again. It has to be heard twice: Linux looks once at what has come when a terminal is opened, without an interrupt.
+// Until a terminal is told not to, it changes what it hears, and says it back by its echo. So nothing counts before the host was
+// heard, twice: Linux looks once at what has come when a terminal is opened, also at one of which it does not hear.
 const Ready = 0
 
 // The greeting's limits: how long a host may take to say a byte back before the terminal is opened again, twice as long each time; and in all.
@@ -82,17 +80,12 @@ const (
 	greetLimit = time.Minute
 )
 
-// released waits until the kernel has released a terminal that was closed. The driver of a hypervisor's consoles (hvc_console.c) gives a terminal that
-// it has taken away to who opens it until then, and what releases it (release_one_tty) is work that closing queues on the processor's
-// common queue. To have the counters of virtual memory refreshed is work on the same queues, which is waited for, and begins after what was queued before.
-func released() { os.WriteFile("/proc/sys/vm/stat_refresh", []byte("1"), 0) }
-
 // open opens a port's device, so that bytes pass through it as they are, also where it
 // is a terminal. That can be opened once for each time that it meets a host.
 func open(device string) (fd int, err error) {
 	patience, try := echoLimit, byte(1)
 	for end := time.Now().Add(greetLimit); ; patience, try = 2*patience, try+2 {
-		if fd, err = unix.Open(device, unix.O_RDWR|unix.O_CLOEXEC|unix.O_NOCTTY, 0); err != nil {
+		if fd, err = openFresh(device); err != nil {
 			return -1, err
 		}
 		if !term.IsTerminal(fd) {
@@ -112,14 +105,13 @@ func open(device string) (fd int, err error) {
 		if greeted {
 			return fd, nil
 		}
-		unix.Close(fd)
+		closeFresh(fd)
 		if err != nil {
 			return -1, err
 		}
 		if time.Now().After(end) {
 			return -1, fmt.Errorf("waited %v for the host to say back what it heard", greetLimit)
 		}
-		released()
 	}
 }
 
