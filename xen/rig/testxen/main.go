@@ -3,8 +3,8 @@
 //	testxen [-xen stock|paging] [-run REGEXP] [-short] [-v] [PACKAGE]...
 //	testxen [-xen stock|paging] [-product] -sh 'COMMANDS'
 //
-// Without packages it runs all below xen/, and those of mpirun-sf/e2e/xen, which run the launcher: the driver's
-// in one rig, all others in another, side by side. With -product, COMMANDS find the launcher and the examples in $MPIRUN_SF_XEN_PRODUCT. With -pv-only the processor has no virtualization. Logs, the
+// Without packages it runs all below xen/, and those of mpirun-sf/e2e/xen, which run the launcher: these
+// in one rig, the others in another, side by side. With -product, COMMANDS find the launcher and the examples in $MPIRUN_SF_XEN_PRODUCT. With -pv-only the processor has no virtualization. Logs, the
 // console, the hypervisor's messages and the coverage are left in the folder of -out. The first run fetches packages, and for -xen
 // paging compiles the hypervisor, which takes minutes.
 package main
@@ -61,7 +61,7 @@ func parseOptions() (o options, err error) {
 	flag.StringVar(&o.run, "run", "", "a regular expression for tests, as go test has it")
 	flag.BoolVar(&o.short, "short", false, "let tests be short")
 	flag.BoolVar(&o.verbose, "v", false, "print what tests print; has -one-rig")
-	flag.BoolVar(&o.oneRig, "one-rig", false, "run all tests one after the other in one rig, and not the driver's and all others side by side")
+	flag.BoolVar(&o.oneRig, "one-rig", false, "run all tests one after the other in one rig, and not those that run the launcher beside the others")
 	flag.BoolVar(&o.make, "make", false, "fetch and compile what the rig is made of, and run nothing")
 	flag.StringVar(&o.shell, "sh", "", "run these commands of a shell in dom0 instead of tests")
 	flag.BoolVar(&o.product, "product", false, "bring the launcher and the examples, as tests of packages do that need them")

@@ -45,21 +45,18 @@ type part struct {
 	product bool // in the rig is the launcher
 }
 
-// driverPackage has tests that take as long as all others together.
-const driverPackage = "xen"
-
-// parts divides the suites into two that take about as long, or into one.
+// parts divides the suites into two that take about as long, those that run the launcher and the others, or into one.
 func (b *bundle) parts(one bool) (parts []part) {
-	driver, others := part{name: "driver"}, part{name: "others"}
+	launcher, driver := part{name: "launcher"}, part{name: "driver"}
 	for _, s := range b.suites {
-		p := &others
-		if s.name == driverPackage && !one {
-			p = &driver
+		p, product := &driver, strings.HasPrefix(s.name, ofProduct)
+		if product || one {
+			p = &launcher
 		}
 		p.suites = append(p.suites, s)
-		p.product = p.product || strings.HasPrefix(s.name, ofProduct)
+		p.product = p.product || product
 	}
-	for _, p := range []part{driver, others} {
+	for _, p := range []part{launcher, driver} {
 		if len(p.suites) > 0 {
 			parts = append(parts, p)
 		}
