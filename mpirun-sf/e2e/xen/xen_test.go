@@ -162,6 +162,9 @@ func hello(t *testing.T, on string, ranks int) result {
 	return r
 }
 
+// booted says whether TestRanks has run, and so whether there is a checkpoint.
+var booted bool
+
 // TestRanks: ranks run in clones; and, for whoever takes the time, others of the checkpoint that the first have made, of which one
 // fails: its status is the job's.
 func TestRanks(t *testing.T) {
@@ -169,6 +172,7 @@ func TestRanks(t *testing.T) {
 	if r := hello(t, pvh, 2); !strings.Contains(r.stderr, "booted") {
 		t.Error("no guest was booted")
 	}
+	booted = true
 	if os.Getenv(envAll) == "" {
 		return
 	}
@@ -239,5 +243,8 @@ func TestKilled(t *testing.T) {
 	}
 	cmd.Process.Kill()
 	cmd.Wait()
+	if booted && strings.Contains(stderr.String(), "booted") {
+		t.Error("a guest was booted a second time")
+	}
 	nothingLeft(t)
 }
