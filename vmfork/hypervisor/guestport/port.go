@@ -15,6 +15,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -70,9 +71,14 @@ func terminal(cmdline, port string) string {
 // Ready ends what a guest says to greet its host over a port that is a terminal. Before, the host says back what it hears, and
 // nothing else; from then on bytes pass as they are. None of that is the port's user's to hear.
 //
-// Until a terminal is told not to, it changes what it hears, and says it back by its echo. So nothing counts before the host was
-// heard, twice: Linux looks once at what has come when a terminal is opened, also at one of which it does not hear.
+// It has two reasons. Until a terminal is told not to, it changes what it hears, and says it back by its echo. And Linux gives who opens
+// a terminal that it had taken away the one that is about to go: what is written to it arrives, and is heard no more, for its interrupt
+// is gone. [released] sees to it that this does not happen, as a rule. In case that it does, nothing counts before the host was heard several times, one
+// after the other, and else the terminal is opened again: when any terminal is opened, Linux looks once at what all have heard.
 const Ready = 0
+
+// greetings is how often the host has to be heard.
+const greetings = 3
 
 // The greeting's limits: how long a host may take to say a byte back before the terminal is opened again, twice as long each time; and in all.
 const (
@@ -80,39 +86,54 @@ const (
 	greetLimit = time.Minute
 )
 
+// greeting is held from the opening of a terminal to its last greeting, for no other to be opened meanwhile.
+var greeting sync.Mutex
+
+// released waits until the kernel has released a terminal that was closed. The driver of a hypervisor's consoles (hvc_console.c) gives a terminal that
+// it has taken away to who opens it until then, and what releases it (release_one_tty) is work that closing queues on the processor's
+// common queue. To have the counters of virtual memory refreshed is work on the same queues, which is waited for, and begins after what was queued before.
+func released() { os.WriteFile("/proc/sys/vm/stat_refresh", []byte("1"), 0) }
+
 // open opens a port's device, so that bytes pass through it as they are, also where it
 // is a terminal. That can be opened once for each time that it meets a host.
 func open(device string) (fd int, err error) {
-	patience, try := echoLimit, byte(1)
-	for end := time.Now().Add(greetLimit); ; patience, try = 2*patience, try+2 {
-		if fd, err = openFresh(device); err != nil {
-			return -1, err
-		}
-		if !term.IsTerminal(fd) {
-			return fd, nil
-		}
-		greeted, err := false, error(nil)
-		if _, err = term.MakeRaw(fd); err == nil {
-			greeted, err = greet(fd, try, patience)
-		}
-		if greeted && err == nil {
-			greeted, err = greet(fd, try+1, patience)
-		}
-		if greeted && err == nil {
-			_, err = unix.Write(fd, []byte{Ready})
-			greeted = err == nil
-		}
-		if greeted {
-			return fd, nil
-		}
-		closeFresh(fd)
-		if err != nil {
-			return -1, err
+	patience, first := echoLimit, byte(Ready+1)
+	for end := time.Now().Add(greetLimit); ; patience, first = 2*patience, first+greetings {
+		fd, greeted, err := openAndGreet(device, first, patience)
+		if err != nil || greeted {
+			return fd, err
 		}
 		if time.Now().After(end) {
 			return -1, fmt.Errorf("waited %v for the host to say back what it heard", greetLimit)
 		}
+		released()
 	}
+}
+
+// openAndGreet opens a device, and if that is a terminal says so many bytes from first on, and Ready when they were heard. What was
+// not greeted is closed.
+func openAndGreet(device string, first byte, patience time.Duration) (fd int, greeted bool, err error) {
+	greeting.Lock()
+	defer greeting.Unlock()
+	if fd, err = unix.Open(device, unix.O_RDWR|unix.O_CLOEXEC|unix.O_NOCTTY, 0); err != nil {
+		return -1, false, err
+	}
+	if !term.IsTerminal(fd) {
+		return fd, true, nil
+	}
+	_, err = term.MakeRaw(fd)
+	greeted = true
+	for b := first; greeted && err == nil && b < first+greetings; b++ {
+		greeted, err = greet(fd, b, patience)
+	}
+	if greeted && err == nil {
+		_, err = unix.Write(fd, []byte{Ready})
+	}
+	if !greeted || err != nil {
+		unix.Close(fd)
+		return -1, false, err
+	}
+	return fd, true, nil
 }
 
 // greet says a byte, which is not Ready nor one that was said before, and waits to hear it back.

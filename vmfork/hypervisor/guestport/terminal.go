@@ -127,6 +127,7 @@ func (p *terminalPort) again(old *attached) error {
 		return nil
 	}
 	old.file.Close()
+	released()
 	for end := time.Now().Add(limit); ; time.Sleep(time.Millisecond) {
 		file, err := openFile(p.device, p.deadlines)
 		if err == nil {
