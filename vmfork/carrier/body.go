@@ -110,9 +110,9 @@ func (c *Carrier) assemble(ctx context.Context, b *body, size int64) (err error)
 	b.cfg = hypervisor.Config{
 		Name: b.Name, Dir: c.cfg.Dir, Shape: c.shape,
 		MemoryPath: b.base.path, DiskPath: disk,
-		// Every clone wakes with its parent's MAC, and the agent sets the
-		// clone's own before the link comes up.
-		Tap: tap, MAC: c.cfg.Plan.MAC(0),
+		// A clone that wakes with its parent's MAC, for it is in the device state, is given its own by
+		// the agent before the link comes up. Where the hypervisor says it anew, also to a successor, it is the own.
+		Tap: tap, MAC: c.cfg.Plan.MAC(b.Member),
 		Ports: []hypervisor.Port{b.control.machine, b.data.machine},
 	}
 	vm, err := c.driver.Prepare(ctx, b.cfg)

@@ -85,7 +85,7 @@ type Config struct {
 	DiskPath   string // a raw image, "" for no disk
 
 	Tap *os.File         // the host end of the network device, nil for no network
-	MAC net.HardwareAddr // address of the network device as the guest finds it at boot
+	MAC net.HardwareAddr // address of the network device as the guest finds it at boot, and when it is restored if that is not in its state
 
 	Ports []Port // serial ports, in an order that is part of the machine's shape
 }
