@@ -3,7 +3,6 @@ package sfld
 import (
 	"context"
 	bytesof "encoding/binary"
-	"encoding/json"
 	"fmt"
 	"io"
 	"net"
@@ -53,7 +52,8 @@ type fakeVM struct {
 // fakeGuest is what lives on in a successor.
 type fakeGuest struct {
 	name   string
-	frozen bool // of the goroutine that reads orders
+	mac    string // as its hypervisor says it
+	frozen bool   // of the goroutine that reads orders
 
 	mu      sync.Mutex
 	session []byte // its mark
@@ -183,8 +183,11 @@ func (v *fakeVM) Restore(ctx context.Context, state []byte) error {
 	}
 	v.d.mu.Lock()
 	defer v.d.mu.Unlock()
-	if v.d.guests[v.cfg.Ports[0].File] != nil {
-		return nil // it goes on
+	if g := v.d.guests[v.cfg.Ports[0].File]; g != nil { // it goes on
+		if g.mac != v.cfg.MAC.String() {
+			return fmt.Errorf("%s has the address %s, and goes on with %v", g.name, g.mac, v.cfg.MAC)
+		}
+		return nil
 	}
 	control, err := net.FileConn(v.cfg.Ports[0].File)
 	if err != nil {
@@ -194,7 +197,7 @@ func (v *fakeVM) Restore(ctx context.Context, state []byte) error {
 	if err != nil {
 		return err
 	}
-	g := &fakeGuest{name: v.cfg.Name}
+	g := &fakeGuest{name: v.cfg.Name, mac: v.cfg.MAC.String()}
 	for file, former := range v.d.guests {
 		if former.name == g.name { // its number is free again
 			delete(v.d.guests, file)
@@ -244,7 +247,14 @@ func (g *fakeGuest) carryOut(kind byte, payload []byte, data net.Conn) error {
 		}
 		g.frozen = kind == 'f'
 	case 'i':
-		g.session = sessionOf(payload)
+		id, err := agent.ParseIdentity(payload)
+		if err != nil {
+			return err
+		}
+		if id.Network.MAC.String() != g.mac {
+			return fmt.Errorf("%s is to have the address %v, and woke with %s", g.name, id.Network.MAC, g.mac)
+		}
+		g.session = id.Session
 	case 'b':
 		// What the VM that was cloned had still to say comes first.
 		if _, err := data.Write(append([]byte("the former session's rest"), g.session...)); err != nil {
@@ -255,21 +265,6 @@ func (g *fakeGuest) carryOut(kind byte, payload []byte, data net.Conn) error {
 		return err
 	}
 	return nil
-}
-
-// sessionOf finds the mark in an identity's order: behind four numbers, eight
-// strings and the seed.
-func sessionOf(payload []byte) (field []byte) {
-	var id agent.Identity
-	if json.Unmarshal(payload, &id) == nil {
-		return id.Session
-	}
-	rest := payload[4*8:]
-	for range 10 {
-		n := bytesof.BigEndian.Uint64(rest)
-		field, rest = rest[8:8+n], rest[8+n:]
-	}
-	return field
 }
 
 // call makes a call as a process of the VM.
