@@ -21,7 +21,7 @@ func system(env, files map[string]string) System {
 			}
 			return []byte(text), nil
 		},
-		Dir: "/work",
+		Dir: "/here",
 	}
 }
 
@@ -35,7 +35,7 @@ func words(line string) []string {
 }
 
 func TestParse(t *testing.T) {
-	app := func(ranks int, argv string) App { return App{Argv: words(argv), Ranks: ranks, Dir: "/work"} }
+	app := func(ranks int, argv string) App { return App{Argv: words(argv), Ranks: ranks, Dir: "/here"} }
 	hosts := func(list ...any) (all []Host) {
 		for i := 0; i < len(list); i += 2 {
 			all = append(all, Host{Name: list[i].(string), Slots: list[i+1].(int)})
@@ -55,9 +55,9 @@ func TestParse(t *testing.T) {
 		{line: "-n -1 a", want: func(c *Command) { c.Apps = []App{app(-1, "a")} }},
 		{line: "-n 1 a : -n 2 b : c", want: func(c *Command) { c.Apps = []App{app(1, "a"), app(2, "b"), app(0, "c")} }},
 		{line: "-n 1 a '' : -wdir /d b", want: func(c *Command) {
-			c.Apps = []App{{Argv: []string{"a", ""}, Ranks: 1, Dir: "/work"}, {Argv: []string{"b"}, Dir: "/d"}}
+			c.Apps = []App{{Argv: []string{"a", ""}, Ranks: 1, Dir: "/here"}, {Argv: []string{"b"}, Dir: "/d"}}
 		}},
-		{line: "-wdir sub a", want: func(c *Command) { c.Apps = []App{{Argv: []string{"a"}, Dir: "/work/sub"}} }},
+		{line: "-wdir sub a", want: func(c *Command) { c.Apps = []App{{Argv: []string{"a"}, Dir: "/here/sub"}} }},
 		{line: "-hosts a,b:2,,c a", want: func(c *Command) { c.Apps, c.Hosts = []App{app(0, "a")}, hosts("a", 1, "b", 2, "c", 1) }},
 		{line: "-hosts a,a:2,b,a a", want: func(c *Command) { c.Apps, c.Hosts = []App{app(0, "a")}, hosts("a", 3, "b", 1, "a", 1) }},
 		{line: "-hosts [fe80::1]:2,::1 a", want: func(c *Command) { c.Apps, c.Hosts = []App{app(0, "a")}, hosts("fe80::1", 2, "::1", 1) }},

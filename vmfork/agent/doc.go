@@ -8,7 +8,8 @@
 //     root's libraries into the page cache, and says that it is ready.
 //  2. One goroutine reads orders from the control port (control.go, main.go). A
 //     checkpoint finds it there, and so does each later fork, before which
-//     [Control.Freeze] has stopped all processes but the agent. What the next
+//     [Control.Freeze] has had the session stand still, with nothing on its way,
+//     and stopped all processes but the agent. What the next
 //     order is tells the goroutine whether it is in the parent
 //     ([Control.Thaw]) or in a clone ([Control.Identify]).
 //  3. With an [Identity] the agent breaks what was the parent's (the session,
@@ -28,9 +29,10 @@
 //
 // # The ports
 //
-// They are the guest ends of virtio-serial ports whose host ends are socket
-// pairs that were made before the hypervisor's process. Only the job's host
-// daemon and the guest hold them, so neither end asks the other who it is.
+// They are the guest ends of serial ports (package guestport) whose host ends are
+// socket pairs that were made before the machine. Only the job's host daemon and
+// the guest hold them, so neither end asks the other who it is. Both stay open
+// from the first session on, in the machine that a fork goes on in, too.
 //
 // # Locking
 //

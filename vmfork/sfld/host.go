@@ -152,15 +152,16 @@ func facts(ctx context.Context, w link.Welcome, port uint16) (h link.Hello, err 
 	if unix.Sysinfo(&st) == nil {
 		h.MemoryTotal = int64(st.Totalram) * int64(st.Unit)
 	}
-	kind, err := hypervisor.Choose(w.Hypervisor)
-	if err != nil {
+	local := allocator.Local{Dir: jobsDir}
+	if kind, err := hypervisor.Choose(w.Hypervisor); err != nil {
 		h.Lacks = append(h.Lacks, err.Error())
 	} else if release, err := kind.Check(ctx); err != nil {
 		h.Lacks = append(h.Lacks, err.Error())
 	} else {
 		h.Hypervisor, h.HypervisorVersion = kind.Name, release
+		local.Machine = allocator.MachineOf(kind) // which a host that lacks the kind could not ask
 	}
-	if room, err := (allocator.Local{Dir: jobsDir, Machine: allocator.MachineOf(kind)}).Room(); err == nil {
+	if room, err := local.Room(); err == nil {
 		h.CPUs, h.MemoryFree = room.CPUs, room.Free
 	} else {
 		h.Lacks = append(h.Lacks, err.Error())

@@ -8,7 +8,7 @@ import (
 	"time"
 )
 
-// Shared is a port that one user has after another.
+// Shared is a port that one user has after another. It stays open as long as the guest lives.
 type Shared struct {
 	port port
 	turn *Turn // the last that began
@@ -30,14 +30,6 @@ func (s *Shared) Begin() *Turn {
 	}
 	s.turn = &Turn{port: s.port}
 	return s.turn
-}
-
-// Close ends the last turn, and closes the port.
-func (s *Shared) Close() error {
-	if s.turn != nil {
-		s.turn.Close()
-	}
-	return s.port.Close()
 }
 
 // Turn is a user's time with a port. One may read it, several may write it and one may close it at once.

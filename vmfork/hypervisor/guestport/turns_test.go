@@ -20,7 +20,7 @@ func share(t *testing.T, path string) (*Shared, *os.File) {
 	if err := errors.Join(err, <-greeted); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { s.Close() })
+	t.Cleanup(func() { s.port.Close() })
 	return s, host
 }
 
